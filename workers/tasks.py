@@ -1,0 +1,227 @@
+"""A task of the job file → its prompt, where it applies, its fingerprint, and the key of each of its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import langcodes
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from model_runtime import Sampling
+
+Kind = Literal["summarize", "translate", "caption", "answer", "prompt"]
+Placement = Literal["decoder", "encoder"]
+
+DEFAULT_PROMPTS: dict[str, str] = {
+    "summarize": "Summarize in {language}:",
+    "translate": "Translate to {language}:",
+    "caption": "Describe the image in {language}:",
+    "answer": "Answer in {language}: {question}",
+    "prompt": "{prompt}",
+}
+
+
+class TaskSpec(BaseModel):
+    """One task as the job file writes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
+    kind: Kind
+    language: str | None = None
+    question: str | None = Field(default=None, min_length=1)
+    prompt: str | None = Field(default=None, min_length=1)
+    prompt_in: Placement | None = None
+    max_tokens: int = Field(default=256, ge=1, le=32768)
+    temperature: float = Field(default=0.0, ge=0.0)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int = 0
+    repetition_penalty: float = Field(default=1.0, gt=0.0)
+    stop: tuple[str, ...] = ()
+
+    @field_validator("language")
+    @classmethod
+    def _language_is_bcp47(cls, tag: str | None) -> str | None:
+        if tag is None:
+            return None
+        if not langcodes.tag_is_valid(tag):
+            raise ValueError(f"{tag!r} is not a language tag; write a BCP-47 tag such as en, de or pt-BR")
+        return langcodes.standardize_tag(tag)
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_is_not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text for text in stop):
+            raise ValueError("a stop string must not be empty")
+        return stop
+
+    @model_validator(mode="after")
+    def _kind_has_what_it_needs(self) -> TaskSpec:
+        needs = {"translate": "language", "answer": "question", "prompt": "prompt"}.get(self.kind)
+        if needs and getattr(self, needs) is None:
+            raise ValueError(f"a task of kind {self.kind} needs {needs}")
+        if self.question is not None and self.kind != "answer":
+            raise ValueError(f"question belongs to kind answer, not to {self.kind}")
+        return self
+
+
+class LimitsSpec(BaseModel):
+    """Bounds on inputs and on failure, as the job file writes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_input_tokens: int = Field(default=131072, ge=1)
+    overflow: Literal["truncate", "reject"] = "truncate"
+    max_failure_rate: float = Field(default=0.01, ge=0.0, le=1.0)
+    max_image_pixels: int = Field(default=64_000_000, ge=1)
+    max_images: int = Field(default=32, ge=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One task, resolved against a model: what the workers need, and nothing else."""
+
+    name: str
+    kind: Kind
+    language: str | None
+    prompt: str
+    prompt_in: Placement
+    sampling: Sampling
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskTable:
+    """A model folder's tasks.json: its own prompts, and the languages it was trained for."""
+
+    prompt_in: Placement = "decoder"
+    prompts: Mapping[str, str]
+    languages: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any] | None) -> TaskTable:
+        """From the parsed tasks.json, or the built-in defaults for None; ValueError names what is wrong."""
+        if document is None:
+            return cls(prompts=DEFAULT_PROMPTS, languages={})
+        if document.get("version") != 1:
+            raise ValueError(f"tasks.json has version {document.get('version')!r}; this release reads version 1")
+        placement = document.get("prompt_in", "decoder")
+        if placement not in ("decoder", "encoder"):
+            raise ValueError(f"tasks.json has prompt_in {placement!r}; it must be decoder or encoder")
+        tasks = document.get("tasks", {})
+        unknown = sorted(set(tasks) - set(DEFAULT_PROMPTS))
+        if unknown:
+            raise ValueError(f"tasks.json names the unknown task kind {unknown[0]!r}")
+        prompts = {kind: tasks.get(kind, {}).get("prompt", text) for kind, text in DEFAULT_PROMPTS.items()}
+        languages = {kind: tuple(entry["languages"]) for kind, entry in tasks.items() if "languages" in entry}
+        return cls(prompt_in=placement, prompts=prompts, languages=languages)
+
+
+def resolve_tasks(specs: Iterable[TaskSpec], table: TaskTable, limits: LimitsSpec) -> tuple[Task, ...]:
+    """Each spec with the model's prompt filled in, in the job's order."""
+    return tuple(_resolve(spec, table, limits) for spec in specs)
+
+
+def language_warnings(specs: Iterable[TaskSpec], table: TaskTable) -> list[str]:
+    """One line for each task whose language the model's tasks.json does not list."""
+    lines = []
+    for spec in specs:
+        known = table.languages.get(spec.kind)
+        if known is not None and spec.language is not None and spec.language not in known:
+            lines.append(
+                f"task {spec.name}: the model was not trained to {spec.kind} in {spec.language} "
+                f"(its tasks.json lists {', '.join(known)})"
+            )
+    return lines
+
+
+def applies(kind: Kind, *, has_text: bool, has_image: bool) -> bool:
+    """Whether a task of `kind` makes a row for a document: text for summaries and translations, an image for captions."""
+    match kind:
+        case "summarize" | "translate":
+            return has_text
+        case "caption":
+            return has_image
+        case _:
+            return has_text or has_image
+
+
+def row_key(document_id: str, document_sha256: str, task_fingerprint: str, model_revision: str) -> bytes:
+    """The 128-bit key of a (document, task) pair: BLAKE2b over its length-prefixed parts."""
+    return _digest(document_id, document_sha256, task_fingerprint, model_revision)
+
+
+def location_key(source_path: str, source_row: int, task_fingerprint: str, model_revision: str) -> bytes:
+    """The key of a pair whose document id is null or taken: it is known by where it stands."""
+    return _digest("\0location", source_path, str(source_row), task_fingerprint, model_revision)
+
+
+def _resolve(spec: TaskSpec, table: TaskTable, limits: LimitsSpec) -> Task:
+    placement = spec.prompt_in or table.prompt_in
+    template = spec.prompt if spec.prompt is not None else table.prompts[spec.kind]
+    prompt = _fill(template, language=_language_name(spec.language), question=spec.question or "")
+    sampling = Sampling(
+        max_tokens=spec.max_tokens,
+        temperature=spec.temperature,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        seed=spec.seed,
+        repetition_penalty=spec.repetition_penalty,
+        stop=spec.stop,
+    )
+    identity = {
+        "name": spec.name,
+        "kind": spec.kind,
+        "prompt": prompt,
+        "prompt_in": placement,
+        "max_tokens": spec.max_tokens,
+        "temperature": spec.temperature,
+        "top_k": spec.top_k,
+        "top_p": spec.top_p,
+        "seed": spec.seed,
+        "repetition_penalty": spec.repetition_penalty,
+        "stop": list(spec.stop),
+        "max_input_tokens": limits.max_input_tokens,
+        "overflow": limits.overflow,
+        "max_image_pixels": limits.max_image_pixels,
+        "max_images": limits.max_images,
+    }
+    canonical = json.dumps(identity, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return Task(
+        name=spec.name,
+        kind=spec.kind,
+        language=spec.language,
+        prompt=prompt,
+        prompt_in=placement,
+        sampling=sampling,
+        fingerprint=hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest(),
+    )
+
+
+def _fill(template: str, **values: str) -> str:
+    # Not str.format: a prompt may hold braces of its own, and a question may spell "{language}".
+    parts, rest = [], template
+    while True:
+        found = [(rest.find("{" + name + "}"), name) for name in values if "{" + name + "}" in rest]
+        if not found:
+            return "".join(parts) + rest
+        at, name = min(found)
+        parts += [rest[:at], values[name]]
+        rest = rest[at + len(name) + 2 :]
+
+
+def _language_name(tag: str | None) -> str:
+    return langcodes.Language.get(tag or "en").display_name("en")
+
+
+def _digest(*parts: str) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        encoded = part.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.digest()
