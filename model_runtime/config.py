@@ -240,10 +240,9 @@ def _side(value: int | list[int], name: str) -> int:
 
 def _must_agree(encoder: TextConfig, decoder: TextConfig) -> None:
     for name in ("hidden_size", "vocab_size"):
-        if getattr(encoder, name) != getattr(decoder, name):
-            raise ValueError(
-                f"{name} differs: encoder {getattr(encoder, name)}, decoder {getattr(decoder, name)}; T5Gemma 2 shares it"
-            )
+        ours, theirs = getattr(encoder, name), getattr(decoder, name)
+        if ours != theirs:
+            raise ValueError(f"{name} differs: encoder {ours}, decoder {theirs}; the two halves share it")
 
 
 def _image_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

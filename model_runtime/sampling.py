@@ -70,7 +70,7 @@ class Sampler:
             kept = int((cumulative - probabilities < sampling.top_p).sum())
             cumulative = cumulative[:kept]
         point = self._random.random() * float(cumulative[-1])
-        index = int(torch.searchsorted(cumulative, torch.tensor(point, dtype=torch.float64, device=cumulative.device), right=True))
+        index = int((cumulative <= point).sum())
         return int(tokens[min(index, len(cumulative) - 1)])
 
 

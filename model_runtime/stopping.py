@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -13,7 +12,7 @@ class TextCodec(Protocol):
         """Token ids of plain text, without BOS or EOS."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
         """The text of token ids, special tokens left out."""
         ...
 

@@ -50,7 +50,7 @@ def _check_decode(decode: Decode, config: ModelConfig, has_tokenizer: bool) -> R
     if longest > config.decoder.max_positions:
         return RequestError(
             ErrorCode.TOO_LONG,
-            f"prefix and max_tokens make {longest} decoder tokens; the model takes at most {config.decoder.max_positions}",
+            f"prefix and max_tokens make {longest} decoder tokens; the model takes {config.decoder.max_positions}",
         )
     if decode.sampling.stop and not has_tokenizer:
         return _bad("stop strings need a tokenizer, and this checkpoint has none")

@@ -1,0 +1,181 @@
+"""Checkpoints: find the folder, name its content, read its tensors. Safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .config import read_json
+from .errors import ModelError
+
+# Everything that decides what a model computes; nothing else in a folder changes its revision.
+_SIDE_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "preprocessor_config.json", "processor_config.json", "tasks.json",
+)  # fmt: skip
+_INDEX = "model.safetensors.index.json"
+_HASH_CACHE_FROM = 64 << 20
+
+# Checkpoint layouts differ by these infixes only: "released" leaves them out, "in memory" spells them.
+_INFIXES = {"encoder.text_model.": "encoder.", "vision_tower.vision_model.": "vision_tower."}
+# Tensors that a checkpoint may hold and this runtime does not use.
+_UNUSED_PREFIXES = ("encoder.vision_tower.head.", "encoder.vision_tower.embeddings.position_ids")
+_TIED_COPIES = ("decoder.embed_tokens.weight", "decoder.embed_tokens.eoi_embedding", "lm_head.out_proj.weight")
+
+
+def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
+    """The local folder of a model: a folder as it is, a hub id from the Hugging Face cache or the hub.
+
+    Uses the standard HF_HOME, HF_TOKEN and HF_HUB_OFFLINE; a cached model works offline. ModelError names what
+    is missing.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(f"model {model!r} is neither a folder nor a hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", _INDEX, *_SIDE_FILES, "generation_config.json"]
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"model {model!r} is not in the Hugging Face cache and the hub cannot be reached; "
+            "name a local folder, or download it while online"
+        ) from error
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        raise ModelError(
+            f"model {model!r} cannot be fetched from the hub ({type(error).__name__}); "
+            "check the name and revision, and for a gated model set HF_TOKEN and accept its terms"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model, sharded or not, in name order; ModelError when there are none."""
+    index = read_json(folder / _INDEX)
+    if index is not None:
+        names = sorted(set((index.get("weight_map") or {}).values()))
+        if any(Path(name).name != name for name in names):
+            raise ModelError(f"{folder / _INDEX} names a file outside the model folder")
+    else:
+        names = ["model.safetensors"] if (folder / "model.safetensors").exists() else []
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
+    if not names:
+        hint = "; convert its pickled weights to safetensors" if list(folder.glob("*.bin")) else ""
+        raise ModelError(f"{folder} has no model.safetensors{hint}")
+    return [folder / name for name in names]
+
+
+def model_revision(folder: Path) -> str:
+    """SHA-256 (hex) over names and contents of config, weights, tokenizer, processor and tasks files.
+
+    The same for a hub id, a folder and a bucket that hold the same files. Hashes of large files are remembered
+    under the user's cache folder by path, size and modification time.
+    """
+    digest = hashlib.sha256()
+    side = [folder / name for name in _SIDE_FILES if (folder / name).exists()]
+    for path in sorted([*weight_files(folder), *side], key=lambda p: p.name):
+        digest.update(f"{path.name}\0{_file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def canonical_name(name: str) -> str:
+    """A tensor's name without the infixes that only one of the layouts spells."""
+    name = name.removeprefix("model.")
+    for infix, plain in _INFIXES.items():
+        name = name.replace(infix, plain)
+    return name
+
+
+def load_tensors(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -> Iterator[tuple[str, Tensor]]:
+    """Each expected tensor once, by canonical name, read lazily from the weight files.
+
+    ModelError names the first tensor that is missing, unknown, doubled or of another shape.
+    """
+    seen: set[str] = set()
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as shard:
+                for stored in shard.keys():  # noqa: SIM118 - not a mapping
+                    name = canonical_name(stored)
+                    if name.startswith(_UNUSED_PREFIXES) or (tied and name in _TIED_COPIES):
+                        continue
+                    _check(path, stored, name, tuple(shard.get_slice(stored).get_shape()), expected, seen)
+                    yield name, shard.get_tensor(stored)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
+    missing = sorted(set(expected) - seen)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"{folder} lacks the tensor {missing[0]}{more}")
+
+
+def weights_dtype(folder: Path) -> torch.dtype:
+    """The dtype the weights are stored in, from the first tensor's header; the tensor itself is not read."""
+    names = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    path = weight_files(folder)[0]
+    try:
+        with safe_open(path, framework="pt") as shard:
+            for stored in shard.keys():  # noqa: SIM118 - not a mapping
+                return names.get(shard.get_slice(stored).get_dtype(), torch.float32)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
+    raise ModelError(f"{path} holds no tensor")
+
+
+def _check(
+    path: Path, stored: str, name: str, shape: tuple[int, ...], expected: Mapping[str, torch.Size], seen: set[str]
+) -> None:
+    if name not in expected:
+        raise ModelError(f"{path} holds the tensor {stored}, which a T5Gemma 2 of this config does not have")
+    if name in seen:
+        raise ModelError(f"{path} holds the tensor {name} a second time")
+    if shape != tuple(expected[name]):
+        raise ModelError(f"{path}: tensor {stored} has shape {list(shape)}, the config says {list(expected[name])}")
+    seen.add(name)
+
+
+def _file_sha256(path: Path) -> str:
+    stat = path.stat()
+    if stat.st_size < _HASH_CACHE_FROM:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    base = os.environ.get("CORPUSMILL_CACHE") or Path.home() / ".cache" / "corpusmill"
+    identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    remembered = Path(base) / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
+    try:
+        text = remembered.read_text()
+        if len(text) == 64:
+            return text
+    except OSError:
+        pass
+    with path.open("rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        remembered.parent.mkdir(parents=True, exist_ok=True)
+        temporary = remembered.with_suffix(f".{os.getpid()}")
+        temporary.write_text(value)
+        temporary.replace(remembered)
+    except OSError:
+        pass  # A read-only home only costs the time to hash again.
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def write_index(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+    """Write the index of a sharded checkpoint: tensor name → file name."""
+    document = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
+    (folder / _INDEX).write_text(json.dumps(document, indent=2), encoding="utf-8")

@@ -1,0 +1,155 @@
+"""T5Gemma2: the two halves with their weights on one device, and what the engine asks of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .cache import DocumentKeys
+from .checkpoint import load_tensors, weights_dtype
+from .config import ModelConfig
+from .decoder import Decoder, lm_logits
+from .encoder import Encoder
+from .errors import ModelError
+from .types import Request
+from .vision import normalise_pixels
+
+_log = logging.getLogger(__name__)
+
+# Images whose patches go through the tower together: bounds its memory (4,096 patches each at full size).
+_IMAGES_PER_CALL = 4
+
+
+class T5Gemma2(nn.Module):
+    """Encoder, decoder and shared embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if not config.tied:
+            raise ModelError("config.json has tie_word_embeddings false; T5Gemma 2 shares one embedding")
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "auto", dtype: str = "auto") -> T5Gemma2:
+        """The model of a checkpoint folder on `device`; ModelError names what cannot be used.
+
+        Built without memory first, then each tensor is put where it belongs as it is read.
+        """
+        config = ModelConfig.load(folder)
+        if config.encoder.attention_softcap or config.decoder.attention_softcap:
+            # transformers stores the value and never applies it, so weights were trained without it.
+            _log.warning("%s sets attn_logit_softcapping, which T5Gemma 2 ignores, as in transformers", folder)
+        where = choose_device(device)
+        kind = choose_dtype(dtype, folder, where)
+        with torch.device("meta"):
+            model = cls(config)
+        expected = {name: parameter.shape for name, parameter in model.named_parameters()}
+        for name, tensor in load_tensors(folder, expected, config.tied):
+            _assign(model, name, tensor.to(device=where, dtype=kind))
+        return model.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.norm.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights and activations are computed in."""
+        return self.encoder.norm.weight.dtype
+
+    @torch.inference_mode()
+    def encode(self, requests: Sequence[Request]) -> list[Tensor]:
+        """Encoder states [tokens, hidden] of each document, all documents packed into one pass."""
+        arrays = [np.asarray(request.input_ids, dtype=np.int64) for request in requests]
+        ids_T = torch.from_numpy(np.concatenate(arrays)).to(self.device)
+        x_TE = self.encoder.embed_tokens(ids_T)
+        features = self._image_features(requests)
+        if features is not None:
+            x_TE[ids_T == self.config.image_id] = features
+        lengths = [len(array) for array in arrays]
+        return list(self.encoder(x_TE, lengths).split(lengths))
+
+    @torch.inference_mode()
+    def document_keys(self, states_NE: Tensor) -> DocumentKeys:
+        """The decoder's keys and values over one document, computed once for all its decodes."""
+        return self.decoder.document_keys(states_NE)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """int64 [...] → [..., hidden]."""
+        return self.encoder.embed_tokens(ids)
+
+    def logits(self, hidden_RE: Tensor) -> Tensor:
+        """Next-token logits, float32 [R, vocabulary]."""
+        return lm_logits(hidden_RE, self.encoder.embed_tokens.weight, self.config.decoder.logit_softcap)
+
+    def first_logits(self, requests: Sequence[Request]) -> list[list[Tensor]]:
+        """Float32 logits [vocabulary] after BOS and prefix, for each decode of each request."""
+        from .rows import Rows
+
+        rows = Rows(self)
+        out = []
+        for request, states in zip(requests, self.encode(requests), strict=True):
+            keys = self.document_keys(states)
+            logits = rows.enter([(keys, list(decode.prefix_ids)) for decode in request.decodes])
+            out.append(list(logits))
+            rows.clear()
+        return out
+
+    def _image_features(self, requests: Sequence[Request]) -> Tensor | None:
+        pixels = [torch.as_tensor(r.pixel_values) for r in requests if r.pixel_values is not None]
+        images = [image for batch in pixels for image in batch.split(_IMAGES_PER_CALL)]
+        if not images:
+            return None
+        mean, std = self.config.image_mean, self.config.image_std
+        features = [
+            self.encoder.image_features(normalise_pixels(batch.to(self.device), mean, std, self.dtype))
+            for batch in images
+        ]
+        return torch.cat(features)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; ModelError when the named device is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {name!r} cannot be used here; choose auto or cpu") from error
+    return device
+
+
+def choose_dtype(name: str, folder: Path, device: torch.device) -> torch.dtype:
+    """`auto` is the weights' own, but float32 on a CPU without bfloat16 arithmetic; float16 is never used."""
+    match name:
+        case "float32":
+            return torch.float32
+        case "bfloat16":
+            return torch.bfloat16
+        case "auto":
+            stored = weights_dtype(folder)
+            if stored == torch.float32 and device.type == "cpu":
+                return torch.float32
+            return torch.bfloat16 if device.type == "cuda" or _cpu_has_bfloat16() else torch.float32
+        case _:
+            raise ModelError(f"dtype {name!r} is not known; choose auto, float32 or bfloat16")
+
+
+def _cpu_has_bfloat16() -> bool:
+    # Private, so looked up with a default: without an answer float32 is the safe choice.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(supported())
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, nn.Parameter(tensor, requires_grad=False))

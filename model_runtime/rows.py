@@ -1,0 +1,100 @@
+"""The decodes in flight: a block of rows that advance together, entering and leaving at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .cache import DocumentKeys, OwnKeys
+from .decoder import Step
+
+if TYPE_CHECKING:
+    from .model import T5Gemma2
+
+
+class Rows:
+    """Row r reads `documents[r]` and has used `lengths[r]` positions of its own keys.
+
+    Rows in use always stand side by side from 0 on, so a step is one batch without gaps.
+    """
+
+    def __init__(self, model: T5Gemma2) -> None:
+        self._model = model
+        self._own = OwnKeys(model.config.decoder, model.dtype, model.device)
+        self._documents: list[DocumentKeys] = []
+        self._lengths: list[int] = []
+        self._groups: list[tuple[DocumentKeys, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    @torch.inference_mode()
+    def enter(self, fresh: Sequence[tuple[DocumentKeys, Sequence[int]]], capacity: int = 0) -> Tensor:
+        """Append a row per (document, prefix); its logits after BOS and prefix, float32 [rows, vocabulary].
+
+        `capacity`: positions the longest of these rows will use, BOS, prefix and output together.
+        """
+        model, first = self._model, len(self)
+        prefixes = [[model.config.bos_id, *prefix] for _, prefix in fresh]
+        lengths = [len(prefix) for prefix in prefixes]
+        places = max(lengths)
+        self._own.reserve(first + len(fresh), max(places, capacity))
+        padded = [prefix + [model.config.pad_id] * (places - len(prefix)) for prefix in prefixes]
+        ids_RP = torch.tensor(padded, device=model.device)
+        positions_RP = torch.arange(places, device=model.device).expand_as(ids_RP)
+        documents = [document for document, _ in fresh]
+        step = Step(
+            groups=_group(documents, model.device),
+            own=self._own,
+            rows=slice(first, first + len(fresh)),
+            lengths=lengths,
+            prefill=True,
+        )
+        hidden_RPE = model.decoder(model.embed(ids_RP), positions_RP, step)
+        self._documents += documents
+        self._lengths += lengths
+        self._groups = None
+        last = torch.tensor(lengths, device=model.device) - 1
+        return model.logits(hidden_RPE[torch.arange(len(fresh), device=model.device), last])
+
+    @torch.inference_mode()
+    def advance(self, tokens: Sequence[int]) -> Tensor:
+        """Feed each row its newest token; the next logits, float32 [rows, vocabulary]."""
+        model = self._model
+        positions_R1 = torch.tensor(self._lengths, device=model.device).unsqueeze(-1)
+        self._lengths = [length + 1 for length in self._lengths]
+        if self._groups is None:
+            self._groups = _group(self._documents, model.device)
+        step = Step(
+            groups=self._groups, own=self._own, rows=slice(0, len(self)), lengths=self._lengths, prefill=False
+        )
+        ids_R1 = torch.tensor(tokens, device=model.device).unsqueeze(-1)
+        hidden_R1E = model.decoder(model.embed(ids_R1), positions_R1, step)
+        return model.logits(hidden_R1E[:, 0])
+
+    @torch.inference_mode()
+    def leave(self, row: int) -> int:
+        """Drop a row: the last row takes its place. Returns the index that moved (`row` itself when it was last)."""
+        last = len(self) - 1
+        if row != last:
+            self._own.move(last, row)
+            self._documents[row], self._lengths[row] = self._documents[last], self._lengths[last]
+        self._documents.pop()
+        self._lengths.pop()
+        self._groups = None
+        return last
+
+    def clear(self) -> None:
+        """Drop all rows and give their memory back."""
+        self._documents, self._lengths, self._groups = [], [], None
+        self._own.release()
+
+
+def _group(documents: Sequence[DocumentKeys], device: torch.device) -> list[tuple[DocumentKeys, Tensor]]:
+    members: dict[int, tuple[DocumentKeys, list[int]]] = {}
+    for row, document in enumerate(documents):
+        members.setdefault(id(document), (document, []))[1].append(row)
+    return [(document, torch.tensor(rows, device=device)) for document, rows in members.values()]
