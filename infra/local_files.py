@@ -1,0 +1,173 @@
+"""Local files: whole or absent, synced to the disk, and what a killed writer leaves can be told and removed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_TEMPORARY = re.compile(r"^\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
+_SCRATCH = "corpusmill-scratch-"
+_YOUNG_SECONDS = 60
+
+
+def temporary_name() -> str:
+    """A hidden name that tells which process of which host writes it."""
+    return f".{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex}.tmp"
+
+
+def replace(path: str, write: Callable[[BinaryIO], Any]) -> None:
+    """Makes what `write` writes the content of `path`, at once and durably; makes the folders above it."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = _written(folder, write)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+    _sync_folder(folder)
+
+
+def create(path: str, data: bytes) -> bool:
+    """Writes a new file, at once and durably; False when there is one already."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = _written(folder, lambda out: out.write(data))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A file system without hard links: exclusive, but for a moment a reader may see it empty.
+        return _create_in_place(path, data)
+    finally:
+        os.unlink(temporary)
+    _sync_folder(folder)
+    return True
+
+
+def info(path: str) -> Mapping[str, Any]:
+    """The entry of one file or folder, in fsspec's words."""
+    stat = os.stat(path)
+    kind = "directory" if os.path.isdir(path) else "file"
+    return {"name": path, "size": stat.st_size, "type": kind, "mtime": stat.st_mtime, "mtime_ns": stat.st_mtime_ns}
+
+
+def walk(folder: str) -> Iterator[Mapping[str, Any]]:
+    """Every file below, folders whose name starts with "." left out; nothing when the folder is missing."""
+
+    def fail(error: OSError) -> None:
+        # A folder that went away meanwhile is no error; one that may not be read is.
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        # Links are followed, but a link to a folder above must not lead round and round.
+        stat = os.stat(parent)
+        known = (stat.st_dev, stat.st_ino) in seen
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = [] if known else [name for name in folders if not name.startswith(".")]
+        if known:
+            continue
+        for name in names:
+            if not name.startswith("."):
+                with suppress(FileNotFoundError):
+                    yield info(os.path.join(parent, name))
+
+
+def remove_dead_temporaries(folder: str) -> int:
+    """Removes what writers of this host left in `folder` when they were killed; how many files that was."""
+    removed = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            found = _TEMPORARY.match(name)
+            if found and found["host"] == socket.gethostname() and not process_alive(int(found["pid"])):
+                Path(parent, name).unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def process_alive(pid: int) -> bool:
+    """Whether a process of this host with that number runs (as whomever)."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, removed at the end; those of processes that were killed are removed first.
+
+    A lock on a file inside tells the living from the dead, also between containers that share a /tmp.
+    """
+    root = Path(tempfile.gettempdir())
+    for folder in root.glob(f"{_SCRATCH}*"):
+        if _abandoned(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+    with open(folder / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abandoned(folder: Path) -> bool:
+    try:
+        with open(folder / ".lock", "r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between making and locking the file its maker is alive and it is unlocked: leave the young alone.
+            return time.time() - os.fstat(lock.fileno()).st_mtime > _YOUNG_SECONDS
+    except OSError:
+        return False
+
+
+def _written(folder: str, write: Callable[[BinaryIO], Any]) -> str:
+    temporary = os.path.join(folder, temporary_name())
+    try:
+        with open(temporary, "xb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    return temporary
+
+
+def _create_in_place(path: str, data: bytes) -> bool:
+    try:
+        with open(path, "xb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sync_folder(folder: str) -> None:
+    # The rename itself must outlive a power cut; some file systems cannot sync a folder.
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
