@@ -68,7 +68,7 @@ class BandPlan:
 
 
 def plan_bands(lengths: Sequence[int], window: int, group: int, dtype: torch.dtype, device: torch.device) -> BandPlan:
-    """The plan for a window of `window` keys: (window + 1)//2 − 1 to the left, the token itself, window//2 to the right.
+    """The plan for a window of `window` keys: (window + 1)//2 − 1 left of the token, itself, window//2 right of it.
 
     The masks hold T × (window + block) entries at most, and chunks inside one document share a single one.
     """
