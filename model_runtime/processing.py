@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +125,7 @@ class Processor:
             )
         return EncoderInput(ids=np.array(head + ids[:room], dtype=np.int32), truncated=len(ids) > room)
 
-    def decode(self, ids: list[int] | tuple[int, ...]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`: reserved tokens left out, bytes that are not UTF-8 replaced by U+FFFD."""
         return self._tokenizer.decode([i for i in ids if i not in self._reserved], skip_special_tokens=True)
 
