@@ -85,6 +85,11 @@ class KeySet:
         if len(fresh):
             self._runs.append(fresh)
 
+    def merge(self, other: KeySet) -> None:
+        """Puts another set's keys in."""
+        for run in other._runs:
+            self.add(run)
+
     def first_seen(self, keys: np.ndarray) -> np.ndarray:
         """For each of `keys` whether it is neither in the set nor earlier among them."""
         new = ~self.contains(keys)

@@ -69,12 +69,10 @@ def read_done(table: Location) -> DoneIndex:
     return DoneIndex.build(_parts(table))
 
 
-def read_results(table: Location, tasks: Iterable[str] | None = None) -> Iterator[np.ndarray]:
-    """The keys in results/ (of `tasks`, or of all), some at a time."""
-    folders = [table.child("results")] if tasks is None else [table.child("results", task) for task in tasks]
-    for folder in folders:
-        for keys, _, _ in _read_all(folder.list_files(), always_ok=True):
-            yield keys
+def read_keys(files: list[FileInfo]) -> Iterator[np.ndarray]:
+    """The keys of table files, some at a time."""
+    for keys, _, _ in _read_all(files, always_ok=True):
+        yield keys
 
 
 def _parts(table: Location) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

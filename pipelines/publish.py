@@ -1,0 +1,287 @@
+"""Work files → results/ and errors/: each key once for a reader that only globs, whenever the publisher is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from infra.storage import FileInfo, Location, Problem, StorageError, scratch_folder
+
+from .errors import TableError
+from .failures import current_errors, merge_errors
+from .keys import KeySet, keys_of
+from .resume import read_keys
+from .table import (
+    SHARES,
+    GrowingFile,
+    TableFile,
+    check_file_schema,
+    check_table_schema,
+    clean_partial,
+    conform,
+    footer_keys,
+    write_work,
+)
+
+__all__ = ["Publisher", "check_table_schema", "clean_partial", "write_work"]
+
+_TASK = re.compile(r"^[a-z0-9_]{1,64}$")
+_BUFFERED_BYTES = 256 << 20
+_WINDOW_FILES, _WINDOW_BYTES = 64, 32 << 20
+_PARALLEL = 16
+
+
+class Publisher:
+    """Merges the table's work files, also those of runs that died; only the holder of the table's lease may.
+
+    Results are uploaded first, then errors, then the work files go. Killed in between, the work files that are left
+    are merged again and their rows found in results/ already. `check` is called before anything visible changes;
+    it raises when the lease was lost.
+    """
+
+    def __init__(
+        self,
+        table: Location,
+        run_id: str,
+        job_hash: str,
+        schema: pa.Schema,
+        tasks: Sequence[str],
+        target_bytes: int = 256 << 20,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._table = table
+        self._run_id = run_id
+        self._footer = footer_keys(run_id, job_hash)
+        self._schema = schema
+        self._tasks = tuple(tasks)
+        self._target = target_bytes
+        self._check = check
+        self._published = KeySet()
+        self._known: set[str] = set()
+        self._shares: dict[str, dict[str, float]] = {}
+
+    def publish(self, final: bool = False) -> dict[str, int]:
+        """Publishes the tasks of which `target_bytes` or more wait, all of them and the rest when `final`.
+
+        Returns counts: `rows` and `files` added to results/, `errors` rows now in the errors/ files rewritten,
+        `duplicates` dropped, `work_files` removed.
+        """
+        counts: Counter[str] = Counter(rows=0, files=0, errors=0, duplicates=0, work_files=0)
+        work = self._table.child("_work").list_files()
+        chosen = None if final else self._ripe(work)
+        if chosen is None or chosen:
+            mine = work if chosen is None else [file for file in work if chosen & self._waiting(file).keys()]
+            if mine:
+                self._merge(mine, chosen, counts)
+            if final:
+                self._fill_empty_zones()
+                self._remove_empty_folders()
+        return dict(counts)
+
+    def _merge(self, work: list[FileInfo], chosen: set[str] | None, counts: Counter[str]) -> None:
+        self._learn_published()
+        with scratch_folder() as scratch:
+            batch = _Batch(self, scratch, counts)
+            finished: list[FileInfo] = []
+            for window in _windows(work):
+                with ThreadPoolExecutor(_PARALLEL) as pool:
+                    read = list(pool.map(self._read, window))
+                batch.route([rows for rows in read if rows is not None], chosen)
+                for file, rows in zip(window, read):
+                    if rows is None or chosen is None or _ok_tasks(rows) <= chosen:
+                        finished.append(file)
+            batch.finish()
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            self._check()
+            list(pool.map(lambda file: Location(file.url).delete(), finished))
+        counts["work_files"] += len(finished)
+
+    def _learn_published(self) -> None:
+        """Takes in the keys of results files that this publisher has not seen: all at first, none of its own later."""
+        new = [file for file in self._table.child("results").list_files() if file.url not in self._known]
+        for keys in read_keys(new):
+            self._published.add(keys)
+        self._known.update(file.url for file in new)
+
+    def _read(self, file: FileInfo) -> pa.Table | None:
+        try:
+            with Location(file.url).open_input() as source:
+                rows = pq.ParquetFile(source).read(use_threads=False)
+        except StorageError as error:
+            if error.problem is Problem.MISSING:
+                return None
+            raise
+        except pa.ArrowException as error:
+            raise TableError(f"{file.url}: not a Parquet file ({error}); move it away and run again") from error
+        check_file_schema(file.url, rows.schema, self._schema)
+        return conform(rows, self._schema)
+
+    def _ripe(self, work: list[FileInfo]) -> set[str]:
+        if sum(file.size for file in work) < self._target:
+            return set()
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            waiting = Counter[str]()
+            for sizes in pool.map(self._waiting, work):
+                waiting.update(sizes)
+        return {task for task, size in waiting.items() if size >= self._target}
+
+    def _waiting(self, file: FileInfo) -> dict[str, int]:
+        """Bytes of each task's ok rows in a work file, from its footer."""
+        if file.url not in self._shares:
+            try:
+                with Location(file.url).open_input() as source:
+                    footer = pq.read_metadata(source).metadata or {}
+            except StorageError as error:
+                if error.problem is not Problem.MISSING:
+                    raise
+                footer = {}
+            self._shares[file.url] = json.loads(footer.get(SHARES, b"{}"))
+        return {task: int(share * file.size) for task, share in self._shares[file.url].items() if task}
+
+    def upload_results(self, task: str, path: Path) -> str:
+        """Makes a finished local file visible in results/<task>/ under the run's next number; its URL."""
+        if not _TASK.match(task):
+            raise TableError(f"{self._table}: a work file holds a row of the task {task!r}, which is no task name")
+        folder = self._table.child("results", task)
+        names = {file.path.rsplit("/", 1)[-1] for file in folder.list_files()}
+        number = next(n for n in range(len(names) + 1) if f"{self._run_id}-{n:05d}.parquet" not in names)
+        target = folder.child(f"{self._run_id}-{number:05d}.parquet")
+        self._check()
+        target.upload(path)
+        return target.url
+
+    def _fill_empty_zones(self) -> None:
+        """A zero-row file where a task has no file yet, so that a glob finds the columns."""
+        with scratch_folder() as scratch:
+            empty = scratch / "empty.parquet"
+            TableFile(empty, self._schema, self._footer).close()
+            for task in self._tasks:
+                self._check()
+                if not self._table.child("results", task).list_files():
+                    self._table.child("results", task, "empty.parquet").upload(empty)
+                if not current_errors(self._table, task).exists():
+                    current_errors(self._table, task).upload(empty)
+
+    def _remove_empty_folders(self) -> None:
+        work = self._table.child("_work")
+        if work.is_local and work.is_dir():
+            for name in os.listdir(work.url):
+                with suppress(OSError):
+                    os.rmdir(os.path.join(work.url, name))
+
+
+class _Batch:
+    """The files one publish is writing: results by task, and beside them the news for errors/."""
+
+    def __init__(self, publisher: Publisher, scratch: Path, counts: Counter[str]) -> None:
+        self._publisher = publisher
+        self._scratch = scratch
+        self._counts = counts
+        self._taken = KeySet()
+        self._results: dict[str, GrowingFile] = {}
+        self._errors: dict[str, GrowingFile] = {}
+        self._touched: set[str] = set()
+        self._uploaded: list[str] = []
+
+    def route(self, tables: list[pa.Table], chosen: set[str] | None) -> None:
+        """Takes in rows: ok ones of the chosen tasks whose key is new, and all that are not ok."""
+        if not tables:
+            return
+        rows = pa.concat_tables(tables)
+        ok = pc.equal(rows.column("status"), "ok")
+        for task, part in _by_task(rows.filter(ok)):
+            if chosen is None or task in chosen:
+                self._touched.add(task)
+                keys = keys_of(part.column("key"))
+                new = self._publisher._published.first_seen(keys) & self._taken.first_seen(keys)
+                self._counts["duplicates"] += int(len(new) - new.sum())
+                self._taken.add(keys[new])
+                self._growing(self._results, task).add(part.filter(pa.array(new)))
+        for task, part in _by_task(rows.filter(pc.invert(ok))):
+            self._touched.add(task)
+            self._growing(self._errors, task).add(part)
+        self._relieve()
+
+    def finish(self) -> None:
+        """Uploads what is left of the results, then each touched task's errors."""
+        for task in sorted(self._results):
+            self._upload(task)
+        # Only now: after an error in between, what was uploaded is read again, like another run's.
+        self._publisher._published.merge(self._taken)
+        self._publisher._known.update(self._uploaded)
+        for task in sorted(self._touched):
+            self._merge_errors(task)
+
+    def _merge_errors(self, task: str) -> None:
+        publisher, news = self._publisher, self._errors.get(task)
+        current = current_errors(publisher._table, task)
+        out = self._scratch / f"{task}.errors.parquet"
+        rows = merge_errors(
+            current,
+            news.close() if news else None,
+            publisher._published,
+            publisher._schema,
+            publisher._footer,
+            out,
+        )
+        if rows is not None and (rows or current.exists()):
+            publisher._check()
+            current.upload(out)
+            self._counts["errors"] += rows
+
+    def _growing(self, zone: dict[str, GrowingFile], task: str) -> GrowingFile:
+        if task not in zone:
+            number = len(list(self._scratch.iterdir()))
+            path = self._scratch / f"{number}.parquet"
+            zone[task] = GrowingFile(path, self._publisher._schema, self._publisher._footer)
+        return zone[task]
+
+    def _relieve(self) -> None:
+        """Writes out buffered rows until little enough is in memory, and uploads files that are large enough."""
+        growing = [*self._results.values(), *self._errors.values()]
+        while sum(each.buffered for each in growing) > _BUFFERED_BYTES:
+            max(growing, key=lambda each: each.buffered).flush()
+        for task in list(self._results):
+            if self._results[task].path.stat().st_size >= self._publisher._target:
+                self._upload(task)
+
+    def _upload(self, task: str) -> None:
+        growing = self._results.pop(task)
+        path = growing.close()
+        if growing.rows:
+            self._uploaded.append(self._publisher.upload_results(task, path))
+            self._counts["rows"] += growing.rows
+            self._counts["files"] += 1
+        path.unlink()
+
+
+def _windows(files: Iterable[FileInfo]) -> Iterator[list[FileInfo]]:
+    window: list[FileInfo] = []
+    size = 0
+    for file in files:
+        if window and (len(window) == _WINDOW_FILES or size + file.size > _WINDOW_BYTES):
+            yield window
+            window, size = [], 0
+        window.append(file)
+        size += file.size
+    if window:
+        yield window
+
+
+def _by_task(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    for task in pc.unique(rows.column("task")).to_pylist():
+        yield task, rows.filter(pc.equal(rows.column("task"), task))
+
+
+def _ok_tasks(rows: pa.Table) -> set[str]:
+    return set(pc.unique(rows.filter(pc.equal(rows.column("status"), "ok")).column("task")).to_pylist())
