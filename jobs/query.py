@@ -8,7 +8,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from typing import Any, TextIO
 
 import duckdb
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .choices import Format
 from .render import plain, table
 from .table_view import open_table, query_error, run_sql
 from .text import count, escape
@@ -26,14 +26,6 @@ MAX_RECORDS = 10
 _NARROWEST = 10
 # characters of one value where rows are shown as blocks
 _LONGEST = 400
-
-
-class Format(StrEnum):
-    """How a result is shown."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
 
 
 def query(path: str, sql: str, form: Format, console: Console, out: TextIO | None = None) -> None:

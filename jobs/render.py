@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pipelines.reports import PlanReport, RunReport, TaskCounts
 
-from .text import count, duration, one_line, rate, short_path, size
+from .text import count, duration, one_line, rate, shell_word, short_path, size
 
 Errors = Mapping[str, tuple[int, str]]
 
@@ -51,8 +51,8 @@ def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[obje
     return grid
 
 
-def show_run(console: Console, report: RunReport) -> None:
-    """What a finished run made, what went wrong, and where the table is."""
+def show_run(console: Console, report: RunReport, *, table_path: bool = True) -> None:
+    """What a finished run made, what went wrong, and (with `table_path`) where the table is."""
     counts = report.tasks.values()
     made = sum(task.made for task in counts)
     if made:
@@ -70,7 +70,8 @@ def show_run(console: Console, report: RunReport) -> None:
         failed = sum(task.already_failed for task in counts)
         console.print()
         plain(console, f"{count(failed, 'row')} failed earlier and stay so; `--retry failed` tries them again.")
-    show_table_path(console, report.table)
+    if table_path:
+        show_table_path(console, report.table)
 
 
 def nothing_to_do(report: RunReport) -> str:
@@ -180,13 +181,6 @@ def show_plan(console: Console, report: PlanReport) -> None:
     show_warnings(console, report.warnings)
     console.print()
     console.print(Text.assemble(("Table  ", "bold"), short_path(report.table)), soft_wrap=True)
-
-
-def shell_word(text: str) -> str:
-    """`text` quoted for a shell where it needs to be."""
-    import shlex
-
-    return shlex.quote(text)
 
 
 def _task_table(tasks: Mapping[str, TaskCounts]) -> Table:

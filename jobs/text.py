@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 
 # Control characters, and the marks that reorder or hide text: a table cell must not steer the terminal.
 _UNSAFE = re.compile(
@@ -77,3 +78,8 @@ def short_path(path: str) -> str:
         return path
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else path
+
+
+def shell_word(text: str) -> str:
+    """`text` quoted for a shell where it needs to be."""
+    return shlex.quote(text)

@@ -1,0 +1,169 @@
+"""The command line: `corpusmill`. Heavy imports stand inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .choices import Format, Retry
+
+app = typer.Typer(
+    name="corpusmill",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB", help="The job file (YAML).", show_default=False)]
+Table = Annotated[str, typer.Argument(metavar="OUT", help="The table: a folder or a URL.", show_default=False)]
+# metavar="": a flag takes no value, and Typer would show <bool>.
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON, for programs.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"corpusmill {version('corpusmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", metavar="", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", metavar="", help="Show the traceback when something goes wrong.")
+    ] = False,
+) -> None:
+    """Run T5Gemma 2 over a whole corpus of documents and images.
+
+    Each document is encoded once; every task is decoded from that one encoding; the results are a Parquet table.
+
+    New here? Start with [bold]corpusmill demo[/bold].
+    """
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="Where the demo writes.")] = Path("corpusmill-demo"),
+) -> None:
+    """Write a small corpus, run a job over it, and show what came out."""
+    from .demo.run import run_demo
+
+    run_demo(folder)
+
+
+@app.command(
+    epilog="Exit codes: 0 done, 2 job file or usage, 3 source or model, 4 too many rows failed, "
+    "5 another run holds the table, 130 interrupted."
+)
+def run(
+    job: JobFile,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Make N documents into a scratch table and extrapolate.", show_default=False
+        ),
+    ] = None,
+    retry: Annotated[
+        Retry | None,
+        typer.Option(help="Try rows again that failed too often to be retried by themselves.", show_default=False),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, help="What one worker costs an hour; with --sample.", show_default=False),
+    ] = None,
+) -> None:
+    """Make every row of a job that is not in its table yet.
+
+    Stop it whenever you like: the same command goes on where it stopped. Nothing is made twice.
+    """
+    from .running import run_file
+
+    run_file(job, sample=sample, retry_failed=retry is not None, price_per_hour=price_per_hour)
+
+
+@app.command()
+def plan(job: JobFile, json: AsJson = False) -> None:
+    """Show what a run would do, without loading the model's weights."""
+    from .running import plan_file
+
+    plan_file(job, as_json=json)
+
+
+@app.command()
+def status(out: Table, json: AsJson = False) -> None:
+    """Show what a table holds, its newest runs, and who is writing to it."""
+    from .status import show_status
+
+    show_status(out, as_json=json)
+
+
+@app.command()
+def query(
+    out: Table,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="Reads the views results and errors.", show_default=False)],
+    form: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.TABLE,
+) -> None:
+    """Ask a table in SQL. It reads the table and touches nothing else.
+
+    The views are [bold]results[/bold] (what was made) and [bold]errors[/bold] (what was not, and why):
+
+    corpusmill query OUT "SELECT task, count(*) FROM results GROUP BY task"
+    """
+    from .query import query as ask
+    from .render import consoles
+
+    ask(out, sql, form, consoles()[0])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: one line on standard error for whatever goes wrong, and its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # --debug is understood wherever it stands.
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = app(words, prog_name="corpusmill", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
+        code = 141
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            import traceback
+
+            traceback.print_exception(error)
+        from .failures import explain
+
+        failure = explain(error)
+        for line in failure.lines:
+            print(f"corpusmill: {line}", file=sys.stderr)
+        code = failure.exit_code
+    else:
+        if code == 130:
+            from .failures import INTERRUPTED
+
+            print(f"corpusmill: {INTERRUPTED}", file=sys.stderr)
+    sys.exit(code or 0)
+
+
+def _close_stdout() -> None:
+    """Nobody reads any more (`| head`): leave without Python's own complaint at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

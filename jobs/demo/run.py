@@ -1,0 +1,94 @@
+"""`corpusmill demo`: a small corpus, a small model, a job over them, and a look at what came out."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.text import Text
+
+from ..render import consoles, heading, plain, show_rows, show_run, table
+from ..running import made_rows, run_loaded
+from ..spec import LoadedJob, load_job
+from ..table_view import open_table
+from ..text import count, one_line, shell_word, short_path
+from .corpus import write_corpus
+from .model import NOISE, write_model
+from .texts import DOCUMENTS
+
+SHOWN_ROWS = 8
+
+
+def run_demo(folder: Path) -> None:
+    """Write the demo into `folder`, run its job, and show the results; a second time there is nothing to do."""
+    out, err = consoles()
+    loaded = _prepare(folder, out)
+    out.print()
+    report = run_loaded(loaded, err)
+    show_run(out, report, table_path=False)
+    heading(out, "A sample of the results")
+    show_rows(out, made_rows(report.table, SHOWN_ROWS), lines=2)
+    plain(out, NOISE, "yellow")
+    _show_rejected(out, report.table)
+    _show_next(out, folder, report.table)
+
+
+def write_job(folder: Path) -> Path:
+    """The job file in `folder`; one that is there already, perhaps edited, is kept."""
+    path = folder / "job.yaml"
+    if not path.exists():
+        text = files("jobs.demo").joinpath("job.yaml").read_text(encoding="utf-8")
+        for mark, name in (("@MODEL@", "model"), ("@CORPUS@", "corpus"), ("@TABLE@", "table")):
+            # Absolute, so that the job works from any folder; a JSON string is a YAML string, and $$ a plain $.
+            target = str(folder.resolve() / name).replace("$", "$$")
+            text = text.replace(mark, json.dumps(target, ensure_ascii=False))
+        path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _prepare(folder: Path, out: Console) -> LoadedJob:
+    shards = write_corpus(folder / "corpus")
+    documents = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    languages = len({document.language for document in DOCUMENTS})
+    model = write_model(folder / "model")
+    job = write_job(folder)
+    rows = [
+        ("corpus", short_path(str(folder / "corpus")), f"{count(documents, 'document')} in {languages} languages"),
+        ("model", short_path(str(model)), "small, untrained"),
+        ("job", short_path(str(job)), "a summary, two translations, captions"),
+    ]
+    for name, path, note in rows:
+        out.print(Text.assemble((f"{name:<8}", "bold"), path, (f"  {note}", "dim")), soft_wrap=True)
+    return load_job(job)
+
+
+def _show_rejected(out: Console, path: str) -> None:
+    connection = open_table(path)
+    try:
+        rows = connection.execute(
+            "SELECT coalesce(document_id, '(no id)'), string_agg(task, ', ' ORDER BY task), error_code, "
+            "any_value(error_message) FROM errors GROUP BY 1, 3 ORDER BY 1, 3 LIMIT 20"
+        ).fetchall()
+    finally:
+        connection.close()
+    if rows:
+        heading(out, "What could not be made, and why")
+        out.print(table(["document", "tasks", "code", ("why", "fold")], [[one_line(str(c)) for c in r] for r in rows]))
+
+
+def _show_next(out: Console, folder: Path, path: str) -> None:
+    name = shell_word(short_path(path))
+    job = shell_word(short_path(str(folder / "job.yaml")))
+    sql = "SELECT lang, task, count(*) AS n FROM results GROUP BY ALL ORDER BY ALL"
+    lines = (
+        ("Table", short_path(path), ""),
+        ("Query", f'corpusmill query {name} "{sql}"', "cyan"),
+        ("Status", f"corpusmill status {name}", "cyan"),
+        ("Again", f"corpusmill run {job}", "cyan"),
+    )
+    out.print()
+    for title, text, style in lines:
+        out.print(Text.assemble((f"{title:<8}", "bold"), (text, style)), soft_wrap=True)

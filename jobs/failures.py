@@ -1,0 +1,55 @@
+"""What went wrong, in the words and with the exit code of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from infra.storage import StorageError
+from model_runtime.errors import ModelError
+from pipelines.errors import RunError
+
+from .text import one_line
+
+INTERRUPTED = "interrupted; what is made is kept, and the same command goes on from there"
+
+
+class Failure(NamedTuple):
+    """One line or more for standard error, and the process's exit code."""
+
+    lines: list[str]
+    exit_code: int
+
+
+def explain(error: BaseException) -> Failure:
+    """The failure that `error`, or one of ours that caused it, means to a person."""
+    if isinstance(error, KeyboardInterrupt):
+        return Failure([INTERRUPTED], 130)
+    for cause in _causes(error):
+        if isinstance(cause, RunError):
+            return Failure([one_line(line) for line in str(cause).splitlines()], cause.exit_code)
+        if isinstance(cause, ModelError | StorageError):
+            return Failure([one_line(str(cause))], 3)
+    # Typer's own errors: a missing argument, an unknown command.
+    if callable(said := getattr(error, "format_message", None)):
+        text = one_line(said()).replace("Value error, ", "")
+        return Failure([f"{text} (corpusmill --help)"] if text else [], 2)
+    said = one_line(str(error))
+    name = type(error).__name__
+    return Failure([f"unexpected {name}{f': {_clip(said)}' if said else ''} (--debug shows where)"], 1)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        # Ray wraps what a task raised, and keeps it as `cause`.
+        inner = getattr(error, "cause", None)
+        if isinstance(inner, BaseException):
+            yield from _causes(inner)
+        error = error.__cause__ or error.__context__
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= 300 else text[:300] + "…"
