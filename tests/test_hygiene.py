@@ -1,0 +1,114 @@
+"""What must hold for every file of the project: nothing of one machine in it, no secret, no overgrown module."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("model_runtime", "workers", "pipelines", "jobs", "infra")
+MAX_LINES = 320
+
+
+def _tracked() -> list[Path]:
+    """Files under version control, or everything that looks like it in an unpacked archive."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
+    )
+    if listed.returncode == 0:
+        found = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    else:
+        found = [path for path in ROOT.rglob("*") if not set(path.parts) & {".venv", "build", "__pycache__"}]
+    return sorted(path for path in found if path.is_file())
+
+
+def _texts() -> list[tuple[str, str]]:
+    texts = []
+    for path in _tracked():
+        try:
+            texts.append((path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")))
+        except UnicodeDecodeError:
+            continue
+    return texts
+
+
+def _modules() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+# Split, so that this file does not hold what it looks for.
+FORBIDDEN = {
+    "a path of one machine": re.compile("|".join(["/ho" + r"me/\w", "/wo" + "rk/", "/ro" + "ot/", "/Us" + r"ers/\w"])),
+    "a private key": re.compile("BEGIN [A-Z ]*PRIVATE" + " KEY"),
+    "an AWS access key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
+    "a GitHub token": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}\b"),
+    "a password in a URL": re.compile(r"\w+://[^\s/:@'\"{}$<>]+:[^\s/:@'\"{}$<>]{12,}@"),
+    "an unresolved merge": re.compile(r"^(<<<<<<<|>>>>>>>) ", re.MULTILINE),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_holds(what: str) -> None:
+    found = [f"{name}: {match[0]}" for name, text in _texts() if (match := FORBIDDEN[what].search(text))]
+    assert not found, "\n".join(found)
+
+
+def test_the_lock_names_versions_and_nothing_else() -> None:
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    wrong = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)]
+    assert lines
+    assert not wrong, wrong
+
+
+def test_the_lock_holds_every_direct_dependency() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    names = {re.match(r"[A-Za-z0-9._-]+", line)[0] for line in wanted} - {"corpusmill"}
+    locked = {_canonical(line.split("==")[0]) for line in (ROOT / "requirements.lock").read_text().splitlines()}
+    assert {_canonical(name) for name in names} <= locked
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_module_is_one_room(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= MAX_LINES, f"{lines} lines: this is probably two rooms"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_what_is_public_is_described(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        return
+    tree = ast.parse(text)
+    bare = [] if ast.get_docstring(tree) else [f"{path.name}: the module"]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            if not ast.get_docstring(node):
+                bare.append(f"{path.name}:{node.lineno}: {node.name}")
+            if isinstance(node, ast.ClassDef):
+                bare += [f"{path.name}:{m.lineno}: {node.name}.{m.name}" for m in _bare_methods(node)]
+    assert not bare, "no docstring: " + ", ".join(bare)
+
+
+def _bare_methods(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    inherits = bool(node.bases)
+    return [
+        member
+        for member in node.body
+        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not member.name.startswith("_")
+        and not ast.get_docstring(member)
+        # what a base class describes already need not be described again
+        and not inherits
+    ]
