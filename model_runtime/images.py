@@ -73,7 +73,9 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
     except MemoryError as error:
         raise RequestError(ErrorCode.OUT_OF_MEMORY, f"not enough memory to decode the {kind}") from error
     except Exception as error:  # Pillow raises a dozen types for broken data, struct.error and KeyError among them
-        raise RequestError(ErrorCode.IMAGE_UNREADABLE, f"the {kind} data is broken or truncated") from error
+        raise RequestError(
+            ErrorCode.IMAGE_UNREADABLE, f"the {kind} is broken, truncated or carries oversized metadata"
+        ) from error
 
 
 def image_array(image: Image.Image, size: int) -> np.ndarray:

@@ -178,11 +178,10 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
         raise ModelError(f"{path} cannot be read as a tokenizer: {' '.join(str(error).split())}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    highest = max([tokenizer.get_vocab_size() - 1, *tokenizer.get_added_tokens_decoder()])
-    if highest >= config.encoder.vocab_size:
+    size = tokenizer.get_vocab_size(with_added_tokens=False)
+    if size > config.encoder.vocab_size:
         raise ModelError(
-            f"{path} has ids up to {highest}, but the model's vocabulary ends at {config.encoder.vocab_size - 1}: "
-            "it belongs to another checkpoint"
+            f"{path} has {size} tokens, the model only {config.encoder.vocab_size}: it belongs to another checkpoint"
         )
     return tokenizer
 
@@ -190,16 +189,18 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
 def _reserve(config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
     """Make the tokenizer read special tokens in a text as characters; the ids that a text must not yield."""
     added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
-    layout = {config.pad_id, config.bos_id, *config.eos_ids, config.boi_id, config.eoi_id, config.image_id}
-    # The image placeholder, for one, is an ordinary <unused…> token in the released tokenizers.
-    plain = [token for i, token in added.items() if i in layout and not token.special]
+    never = {config.pad_id, config.bos_id, *config.eos_ids, config.boi_id, config.eoi_id, config.image_id}
+    # Gemma 3's tokenizer.json ends with a token for which a T5Gemma 2 has no embedding.
+    never |= {i for i in added if i >= config.encoder.vocab_size}
+    # What is not marked special there: T5Gemma 2's image placeholder, for one, is an <unused…> token of Gemma 3.
+    plain = [token for i, token in added.items() if i in never and not token.special]
     for token in plain:
         token.special = True
     tokenizer.add_special_tokens(plain)
     tokenizer.encode_special_tokens = True
     unknown = tokenizer.token_to_id(getattr(tokenizer.model, "unk_token", None) or "")
     special = {i for i, token in added.items() if token.special}
-    return frozenset(layout | (special - {unknown}))
+    return frozenset(never | (special - {unknown}))
 
 
 def _splits_at_newlines(tokenizer: Tokenizer) -> bool:
