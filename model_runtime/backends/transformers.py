@@ -1,0 +1,232 @@
+"""The reference backend: transformers' own T5Gemma 2, one document at a time, correct and simple rather than fast."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checkpoint import resolve_checkpoint
+from ..config import ModelConfig
+from ..errors import ErrorCode, ModelError, RequestError
+from ..model import choose_device, choose_dtype
+from ..sampling import Sampler
+from ..stopping import StopChecker
+from ..types import Decode, EngineConfig, EngineStats, FinishReason, Generation, Request
+from ..validate import check_request
+from ..vision import normalise_pixels
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+class TransformersBackend:
+    """`Backend` over transformers' T5Gemma2ForConditionalGeneration, attention by SDPA.
+
+    Each request is encoded once; its decodes run one after the other over that encoding, each with its own keys.
+    `step` does one request.
+    """
+
+    def __init__(self, model: Any, config: ModelConfig, folder: Path, max_decodes: int) -> None:
+        self._model = model
+        self._config = config
+        self._folder = folder
+        self._max_decodes = max_decodes
+        self._eos_ids = frozenset(config.eos_ids) | _generation_eos(model)
+        self._queue: deque[Request] = deque()
+        self._stats = EngineStats()
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> TransformersBackend:
+        """Load a folder or a hub id, safetensors only; ModelError says in one line what cannot be used."""
+        folder = resolve_checkpoint(config.model, config.revision)
+        model_config = ModelConfig.load(folder)
+        device = choose_device(config.device)
+        dtype = choose_dtype(config.dtype, folder, device)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        return cls(_load_model(folder, device, dtype), model_config, folder, config.max_decodes)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The counts so far; one decode is in flight at a time."""
+        occupancy = 1 / self._max_decodes if self._stats.steps else 0.0
+        return dataclasses.replace(self._stats, occupancy=occupancy)
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return str(self._model.dtype).removeprefix("torch.")
+
+    def submit(self, request: Request) -> None:
+        """Queue one document."""
+        self._queue.append(request)
+
+    def step(self) -> list[Generation]:
+        """Do one request: a Generation for each of its decodes, with the error where there was one."""
+        return self._run(self._queue.popleft()) if self._queue else []
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
+        """Submit one request after the other and yield what it makes."""
+        for request in requests:
+            self.submit(request)
+            while self._queue:
+                yield from self.step()
+
+    def close(self) -> None:
+        """Drop the model and whatever is queued."""
+        self._queue.clear()
+        self._model = None
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from ..processing import Processor
+
+        return Processor.load(self._folder)
+
+    @torch.inference_mode()
+    def _run(self, request: Request) -> list[Generation]:
+        has_tokenizer = (self._folder / _TOKENIZER_FILE).exists()
+        error = check_request(request, self._config, has_tokenizer)
+        if error is None and not request.decodes:
+            return []
+        try:
+            if error is not None:
+                raise error
+            with _memory_errors():
+                states = self._encode(request)
+        except RequestError as failed:
+            return [Generation(key=decode.key, error=failed) for decode in request.decodes]
+        return [self._decode_or_error(states, decode) for decode in request.decodes]
+
+    def _encode(self, request: Request) -> Any:
+        """The encoder's output for one document, [1, tokens, hidden]."""
+        started = time.perf_counter()
+        ids_1T = torch.from_numpy(np.asarray(request.input_ids, dtype=np.int64))[None].to(self._model.device)
+        states = self._model.get_encoder()(
+            input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), pixel_values=self._pixels(request)
+        )
+        self._count(
+            encodes=1, encoder_tokens=ids_1T.shape[1], encode_seconds=time.perf_counter() - started
+        )
+        return states
+
+    def _pixels(self, request: Request) -> Tensor | None:
+        if request.pixel_values is None or len(request.pixel_values) == 0:
+            return None
+        pixels = torch.as_tensor(request.pixel_values).to(self._model.device)
+        return normalise_pixels(pixels, self._config.image_mean, self._config.image_std, self._model.dtype)
+
+    def _decode_or_error(self, states: Any, decode: Decode) -> Generation:
+        try:
+            with _memory_errors():
+                return self._decode(states, decode)
+        except RequestError as error:
+            return Generation(key=decode.key, error=error)
+
+    def _decode(self, states: Any, decode: Decode) -> Generation:
+        started = time.perf_counter()
+        sampling = decode.sampling
+        prompt = [self._config.bos_id, *decode.prefix_ids]
+        sampler = Sampler(sampling, decode.key, prompt)
+        stop = StopChecker(sampling.stop, self._tokenizer) if sampling.stop else None
+        produced: list[int] = []
+        kept: Sequence[int] = produced
+        reason: FinishReason = "length"
+        logprob = 0.0
+        cache, fed = None, prompt
+        while len(produced) < sampling.max_tokens:
+            logits_V, cache = self._forward(states, fed, cache)
+            token, token_logprob = sampler.next(logits_V)
+            produced.append(token)
+            logprob += token_logprob
+            fed = [token]
+            if token in self._eos_ids:
+                kept, reason = produced[:-1], "stop"
+                break
+            trimmed = stop.push(token) if stop else None
+            if trimmed is not None:
+                kept, reason = trimmed, "stop"
+                break
+        self._count(
+            decoded_tokens=len(produced), steps=len(produced), decode_seconds=time.perf_counter() - started
+        )
+        return Generation(
+            key=decode.key,
+            token_ids=tuple(kept),
+            finish_reason=reason,
+            logprob=logprob,
+            output_tokens=len(produced),
+        )
+
+    def _forward(self, states: Any, ids: Sequence[int], cache: Any) -> tuple[Tensor, Any]:
+        """Float32 logits [vocabulary] after `ids`, and the keys and values so far."""
+        out = self._model(
+            encoder_outputs=states,
+            decoder_input_ids=torch.tensor([list(ids)], device=self._model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return out.logits[0, -1].float(), out.past_key_values
+
+    def _count(self, **increments: float) -> None:
+        totals = {name: getattr(self._stats, name) + more for name, more in increments.items()}
+        self._stats = dataclasses.replace(self._stats, **totals)
+
+
+def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    model_class = _model_class()
+    try:
+        model, report = model_class.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever transformers raises on a bad folder, a person reads one line
+        raise ModelError(f"{folder} cannot be loaded by transformers: {_one_line(error)}") from error
+    # transformers only warns, and leaves random numbers where a tensor is missing.
+    for what, kind in (("missing_keys", "lacks the tensor"), ("unexpected_keys", "holds the unknown tensor")):
+        if report.get(what):
+            raise ModelError(f"{folder} {kind} {sorted(report[what])[0]}")
+    return model.to(device).eval()
+
+
+def _model_class() -> Any:
+    try:
+        from transformers import T5Gemma2ForConditionalGeneration
+    except ImportError as error:
+        raise ModelError(
+            "the transformers backend needs transformers 5: pip install 'corpusmill[transformers]'"
+        ) from error
+    return T5Gemma2ForConditionalGeneration
+
+
+def _generation_eos(model: Any) -> frozenset[int]:
+    eos = model.generation_config.eos_token_id
+    return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RequestError(ErrorCode.OUT_OF_MEMORY, "the device ran out of memory on this input") from error
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__
