@@ -18,7 +18,7 @@ from .errors import ModelError
 # Everything that decides what a model computes; nothing else in a folder changes its revision.
 _SIDE_FILES = (
     "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "preprocessor_config.json", "processor_config.json", "tasks.json",
+    "preprocessor_config.json", "processor_config.json", "generation_config.json", "tasks.json",
 )  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 _HASH_CACHE_FROM = 64 << 20
@@ -44,7 +44,7 @@ def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", _INDEX, *_SIDE_FILES, "generation_config.json"]
+    patterns = ["*.safetensors", _INDEX, *_SIDE_FILES]
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except LocalEntryNotFoundError as error:

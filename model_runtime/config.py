@@ -5,6 +5,7 @@ Keys that a saved config leaves out take transformers' defaults: it writes only 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,7 +100,10 @@ class ModelConfig:
         if config is None:
             raise ModelError(f"{folder} has no config.json: not a model folder")
         try:
-            return cls.parse(config, _image_normalisation(folder))
+            parsed = cls.parse(config, _image_normalisation(folder))
+            generation = read_json(folder / "generation_config.json") or {}
+            eos = dict.fromkeys([*parsed.eos_ids, *_ids(_or(generation.get("eos_token_id"), []))])
+            return dataclasses.replace(parsed, eos_ids=tuple(eos))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder / 'config.json'}: {error}") from error
 

@@ -79,6 +79,11 @@ class NativeBackend:
         )
 
     @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
     def document_key_bytes(self) -> int:
         """Memory held by encoder keys and values right now: one copy per document in flight."""
         return sum(keys.bytes for keys in self._keys.values())

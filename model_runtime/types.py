@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
 from .errors import RequestError
 
 FinishReason = Literal["stop", "length"]
@@ -56,7 +58,7 @@ class Request:
     """
 
     id: str
-    input_ids: Sequence[int]
+    input_ids: Sequence[int] | np.ndarray
     pixel_values: Any | None = None
     decodes: tuple[Decode, ...]
 
@@ -118,6 +120,11 @@ class Backend(Protocol):
     @property
     def stats(self) -> EngineStats:
         """A snapshot of the counts so far."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "float32" or "bfloat16"."""
         ...
 
     def submit(self, request: Request) -> None:

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 OUTPUT = pa.schema(
     [
@@ -58,15 +58,17 @@ def source_schema(carry: pa.Schema) -> pa.Schema:
     """What `source` yields: one row per document, under the names the stages use.
 
     `images`: a list (empty list: the document has none) of bytes and/or a path, null when the cell is null.
+    `problem`: why the row could not be read at all; its cells are null then.
     """
     return pa.schema(
         [
             ("document_id", pa.string()),
             ("text", pa.string()),
-            ("images", pa.list_(_IMAGE)),
+            ("images", pa.list_(IMAGE)),
             pa.field("source_path", pa.string(), nullable=False),
             pa.field("source_row", pa.int64(), nullable=False),
             ("duplicate", pa.bool_()),
+            ("problem", pa.string()),
             ("carry", pa.struct(list(carry))),
         ]
     )

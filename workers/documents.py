@@ -32,7 +32,10 @@ class Image:
 
 @dataclass(slots=True, kw_only=True)
 class Document:
-    """One source row. `error` holds for all its pairs; without a `sha256` it is known by its place only."""
+    """One source row. `error` holds for all its pairs; without a `sha256` it is known by its place only.
+
+    `unread`: the row's cells could not be read, so nobody knows which tasks apply, and all are taken to.
+    """
 
     source_path: str
     source_row: int
@@ -42,6 +45,7 @@ class Document:
     text: str | None = None
     images: list[Image] = field(default_factory=list)
     sha256: str | None = None
+    unread: bool = False
     error: RequestError | None = None
 
 
@@ -55,6 +59,10 @@ def read_document(batch: pa.RecordBatch, i: int, read_image: ImageReader, max_im
         image_count=len(images) if images.is_valid else 0,
     )
     try:
+        problem = batch.column("problem")[i].as_py()
+        if problem is not None:
+            document.unread = True
+            raise RequestError(ErrorCode.BAD_ROW, problem)
         document.id = _string(batch.column("document_id")[i], "the document id")
         if document.id is None:
             raise RequestError(ErrorCode.NULL_ID, "the document id is null")

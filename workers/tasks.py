@@ -141,7 +141,7 @@ def language_warnings(specs: Iterable[TaskSpec], table: TaskTable) -> list[str]:
 
 
 def applies(kind: Kind, *, has_text: bool, has_image: bool) -> bool:
-    """Whether a task of `kind` makes a row for a document: text for summaries and translations, an image for captions."""
+    """Whether a task of `kind` makes a row for a document: summaries and translations need text, captions an image."""
     match kind:
         case "summarize" | "translate":
             return has_text
@@ -205,7 +205,8 @@ def _resolve(spec: TaskSpec, table: TaskTable, limits: LimitsSpec) -> Task:
 
 def _fill(template: str, **values: str) -> str:
     # Not str.format: a prompt may hold braces of its own, and a question may spell "{language}".
-    parts, rest = [], template
+    parts: list[str] = []
+    rest = template
     while True:
         found = [(rest.find("{" + name + "}"), name) for name in values if "{" + name + "}" in rest]
         if not found:

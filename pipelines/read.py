@@ -1,0 +1,97 @@
+"""Read row groups as source rows, a piece at a time, with the rows' true places in their files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.storage import Location, StorageError
+
+from .columns import as_source_rows, unreadable_rows
+from .errors import SourceError
+from .job import SourceSpec
+from .source import RowGroup, UnreadableFile, filtered
+
+_ROW = "__corpusmill_row"
+# Rows decoded at once: images make them megabytes each.
+_PIECE_ROWS = 64
+
+UNIT = pa.schema(
+    [
+        ("url", pa.string()),
+        ("index", pa.int32()),
+        ("first_row", pa.int64()),
+        ("documents", pa.int64()),
+        ("duplicates", pa.list_(pa.int64())),
+        ("only", pa.list_(pa.int64())),
+        ("problem", pa.string()),
+    ]
+)
+# The row of a file that has none to offer: it could not be read at all.
+_NO_ROW = -1
+
+
+def as_units(groups: Sequence[RowGroup], unreadable: Sequence[UnreadableFile] = ()) -> pa.Table:
+    """Row groups and unreadable files as rows of a dataset: what the read stage takes."""
+    rows: list[dict] = [dataclasses.asdict(group) for group in groups]
+    rows += [{"url": file.url, "problem": file.reason} for file in unreadable]
+    return pa.Table.from_pylist(rows, schema=UNIT)
+
+
+class Read:
+    """Callable over units (`as_units`): yields tables of `source_schema`, a few rows at a time."""
+
+    def __init__(self, source: SourceSpec, carry: pa.Schema) -> None:
+        self._source = source
+        self._carry = carry
+
+    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
+        """SourceError when the store cannot be read; rows that cannot be decoded carry their problem."""
+        for unit in units.to_pylist():
+            problem = unit.pop("problem")
+            if problem is not None:
+                yield unreadable_rows(self._carry, url=unit["url"], rows=[_NO_ROW], problem=problem)
+            else:
+                yield from self._read(RowGroup(**unit))
+
+    def _read(self, group: RowGroup) -> Iterator[pa.Table]:
+        row, ordinal = group.first_row, 0
+        try:
+            with Location(group.url).open_input() as opened:
+                file = pq.ParquetFile(opened)
+                size = file.metadata.row_group(group.index).num_rows
+                pieces = file.iter_batches(
+                    batch_size=_PIECE_ROWS, row_groups=[group.index], columns=self._source.columns, use_threads=False
+                )
+                for piece in pieces:
+                    table, rows = self._passing(piece, row)
+                    row += piece.num_rows
+                    yield self._rows(table, rows, group, ordinal)
+                    ordinal += len(rows)
+        except StorageError as error:
+            raise SourceError(str(error)) from error
+        except pa.ArrowException as error:
+            # A damaged page: what came before it stands, the rest of the row group cannot be read.
+            left = range(row, group.first_row + size)
+            problem = f"row group {group.index} cannot be decoded from here on: {str(error).splitlines()[0]}"
+            yield unreadable_rows(self._carry, url=group.url, rows=left, problem=problem)
+
+    def _passing(self, piece: pa.RecordBatch, first_row: int) -> tuple[pa.Table, np.ndarray]:
+        table = pa.Table.from_batches([piece])
+        numbered = table.append_column(_ROW, pa.array(np.arange(first_row, first_row + table.num_rows)))
+        kept = filtered(numbered, self._source)
+        return kept, kept.column(_ROW).to_numpy()
+
+    def _rows(self, table: pa.Table, rows: np.ndarray, group: RowGroup, ordinal: int) -> pa.Table:
+        ordinals = np.arange(ordinal, ordinal + len(rows))
+        if group.only is not None:
+            wanted = np.isin(ordinals, group.only)
+            table, rows, ordinals = table.filter(pa.array(wanted)), rows[wanted], ordinals[wanted]
+        duplicate = np.isin(ordinals, group.duplicates)
+        return as_source_rows(
+            table, self._source, self._carry, url=group.url, rows=rows, duplicate=duplicate
+        )
