@@ -1,0 +1,159 @@
+"""`corpusmill status`: what a table holds, its newest runs, and who is writing to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.text import Text
+
+from infra.storage import FileInfo, Location
+from pipelines.errors import TableError
+from pipelines.lease import current_holder
+from pipelines.lineage import read_manifests
+
+from .render import consoles, heading, plain, show_errors, table
+from .text import count, one_line, short_path, size
+
+SHOWN_RUNS = 5
+_READERS = 16
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskRows:
+    """Rows of one task that readers of the table see."""
+
+    ok: int = 0
+    rejected: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableStatus:
+    """What `status` shows. `work_rows` are made and safe, and not published yet."""
+
+    table: str
+    tasks: dict[str, TaskRows]
+    files: int
+    bytes: int
+    work_files: int
+    work_rows: int
+    errors: dict[str, tuple[int, str]]
+    holder: dict[str, Any] | None
+    runs: list[dict[str, Any]]
+
+
+def show_status(path: str, *, as_json: bool) -> None:
+    """Print the status of the table at `path`; TableError when there is none."""
+    status = read_status(path)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(status), ensure_ascii=False, indent=2, default=str))
+    else:
+        _render(consoles()[0], status)
+
+
+def read_status(path: str) -> TableStatus:
+    """Look at a table: footers for the counts of results/, a few columns of errors/, the runs' manifests."""
+    folder = Location(path)
+    results, errors, work = (folder.child(zone).list_files() for zone in ("results", "errors", "_work"))
+    runs = read_manifests(folder)
+    if not (results or errors or work or runs):
+        raise TableError(f"{folder}: there is no table here; name the folder that the job file's output.path names")
+    tasks: dict[str, TaskRows] = {}
+    with ThreadPoolExecutor(_READERS) as pool:
+        for file, rows in zip(results, pool.map(_rows, results), strict=True):
+            tasks.setdefault(_task(folder, file), TaskRows()).ok += rows
+        work_rows = sum(pool.map(_rows, work))
+        codes, examples = _count_errors(folder, tasks, zip(errors, pool.map(_error_rows, errors), strict=True))
+    holder = current_holder(folder)
+    return TableStatus(
+        table=str(folder),
+        tasks=dict(sorted(tasks.items())),
+        files=len(results) + len(errors),
+        bytes=sum(file.size for file in (*results, *errors)),
+        work_files=len(work),
+        work_rows=work_rows,
+        errors={code: (number, examples[code]) for code, number in codes.most_common()},
+        holder=None if holder is None else _public(dataclasses.asdict(holder)),
+        runs=runs[:SHOWN_RUNS],
+    )
+
+
+def _task(folder: Location, file: FileInfo) -> str:
+    # results/<task>/…: the folder is the task, also where a file has no rows
+    return file.url[len(folder.url) :].lstrip("/").split("/")[1]
+
+
+def _rows(file: FileInfo) -> int:
+    with Location(file.url).open_input() as source:
+        return pq.read_metadata(source).num_rows
+
+
+def _error_rows(file: FileInfo) -> pa.Table:
+    with Location(file.url).open_input() as source:
+        return pq.read_table(source, columns=["task", "status", "error_code", "error_message"])
+
+
+def _count_errors(folder: Location, tasks: dict[str, TaskRows], read: Any) -> tuple[Counter[str], dict[str, str]]:
+    codes: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for file, rows in read:
+        tasks.setdefault(_task(folder, file), TaskRows())
+        grouped = rows.group_by(["task", "status", "error_code"]).aggregate(
+            [("error_message", "min"), ([], "count_all")]
+        )
+        for row in grouped.to_pylist():
+            of_task = tasks.setdefault(row["task"], TaskRows())
+            if row["status"] == "failed":
+                of_task.failed += row["count_all"]
+            else:
+                of_task.rejected += row["count_all"]
+            code = row["error_code"] or "?"
+            codes[code] += row["count_all"]
+            examples.setdefault(code, row["error_message_min"] or "")
+    return codes, examples
+
+
+def _public(holder: dict[str, Any]) -> dict[str, Any]:
+    """What concerns a person: not the lease's token."""
+    return {name: holder[name] for name in ("run_id", "job", "host", "pid", "started") if name in holder}
+
+
+def _render(console: Console, status: TableStatus) -> None:
+    rows = sum(task.ok + task.rejected + task.failed for task in status.tasks.values())
+    console.print(Text(short_path(status.table), style="bold"), soft_wrap=True)
+    plain(console, f"{count(rows, 'row')} in {count(status.files, 'file')}, {size(status.bytes)}.")
+    if status.work_files:
+        made = f"{count(status.work_rows, 'row')} in {count(status.work_files, 'work file')}"
+        plain(console, f"{made} are safe and not published yet: a running or the next run publishes them.", "yellow")
+    if status.holder:
+        held = status.holder
+        plain(
+            console,
+            f"Run {held['run_id']} of job {held['job']} is writing to it (host {held['host']}, pid {held['pid']}, "
+            f"since {held['started']}).",
+            "green",
+        )
+    else:
+        plain(console, "No run is writing to it.", "dim")
+    if status.tasks:
+        console.print()
+        columns = ["task", ("ok", "right"), ("rejected", "right"), ("failed", "right")]
+        console.print(
+            table(columns, [(n, f"{t.ok:,}", f"{t.rejected:,}", f"{t.failed:,}") for n, t in status.tasks.items()])
+        )
+    show_errors(console, status.errors, "Rows in errors/")
+    if status.runs:
+        heading(console, "Newest runs")
+        console.print(table(["run", "job", "started", "ended", ("made", "right")], [_run(r) for r in status.runs]))
+
+
+def _run(manifest: dict[str, Any]) -> list[str]:
+    return [one_line(str(manifest.get(name) or "")) for name in ("run_id", "job", "started", "status", "made")]

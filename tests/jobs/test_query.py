@@ -1,0 +1,168 @@
+"""`corpusmill query`: what comes out, and what SQL cannot reach."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from jobs.choices import Format
+from jobs.query import MAX_ROWS, query
+from jobs.table_view import QueryError, open_table, run_sql
+from pipelines.errors import TableError
+from pipelines.schema import output_schema
+
+from .tables import write_table
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    return write_table(tmp_path_factory.mktemp("query") / "table", ok=70)
+
+
+def shown(table: Path, sql: str, width: int = 80, form: Format = Format.TABLE) -> str:
+    screen, out = io.StringIO(), io.StringIO()
+    query(str(table), sql, form, Console(file=screen, width=width, highlight=False), out)
+    assert all(len(line) <= width for line in screen.getvalue().splitlines())
+    return screen.getvalue() + out.getvalue()
+
+
+def test_a_result_as_a_table(table: Path) -> None:
+    text = shown(table, "SELECT task, count(*) AS n, min(logprob) AS worst FROM results GROUP BY task ORDER BY task")
+    assert text.split() == ["task", "n", "worst", "─" * len(text.splitlines()[1]), "summary", "70", "-3.12346"]
+
+
+def test_both_views(table: Path) -> None:
+    assert "empty_input" in shown(table, "SELECT error_code, error_message FROM errors")
+    text = shown(table, "SELECT count(*) AS n FROM results r JOIN errors e USING (task)")
+    assert text.split()[-1] == "140"
+
+
+def test_control_characters_are_shown_not_sent(table: Path) -> None:
+    for form in Format:
+        text = shown(table, "SELECT text FROM results LIMIT 1", form=form)
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert r"\x1b[31m" in text or r"\u001b[31m" in text
+
+
+def test_json_lines_read_back_as_they_were(table: Path) -> None:
+    text = shown(table, "SELECT text, logprob, NULL AS nothing, 'nan'::DOUBLE AS odd FROM results", form=Format.JSON)
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == 70
+    assert rows[0] == {
+        "text": "Ein Text mit \x1b[31mFarbe\nund \u202eZeile",
+        "logprob": -3.123456789,
+        "nothing": None,
+        "odd": None,
+    }
+
+
+def test_csv_reads_back(table: Path) -> None:
+    text = shown(table, "SELECT document_id, text, created_at FROM results ORDER BY source_row", form=Format.CSV)
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["document_id", "text", "created_at"]
+    assert len(rows) == 71
+    assert rows[1][1] == "Ein Text mit \\x1b[31mFarbe\nund \\u202eZeile"
+    assert rows[1][2].startswith("2026-01-01 00:00:00")
+
+
+def test_long_results_are_cut_with_a_note(table: Path) -> None:
+    text = shown(table, "SELECT document_id FROM results")
+    assert len(text.splitlines()) == MAX_ROWS + 3
+    assert f"The first {MAX_ROWS} rows; --format csv or --format json gives all." in text
+    assert "No rows." in shown(table, "SELECT document_id FROM results WHERE false")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_many_columns_become_blocks(table: Path, width: int) -> None:
+    text = shown(table, "SELECT * FROM results LIMIT 2", width)
+    assert "row 2" in text
+    assert "document_sha256" in text
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT * FROM glob('/*')",
+        "SELECT * FROM read_parquet('{table}/results/*/*.parquet')",
+        "COPY (SELECT 1) TO '{table}/stolen.csv'",
+        "COPY results TO '{table}/stolen.parquet'",
+        "EXPORT DATABASE '{table}/stolen'",
+        "ATTACH '{table}/stolen.db'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "RESET enable_external_access",
+        "SET lock_configuration = false",
+        "PRAGMA enable_external_access = true",
+        "SELECT 1; COPY (SELECT 1) TO '{table}/stolen.csv'",
+    ],
+)
+def test_sql_cannot_get_out(table: Path, sql: str) -> None:
+    before = sorted(table.rglob("*"))
+    with pytest.raises(QueryError) as caught:
+        shown(table, sql.replace("{table}", str(table)))
+    assert "\n" not in str(caught.value)
+    assert sorted(table.rglob("*")) == before
+
+
+def test_sql_cannot_see_python(table: Path) -> None:
+    secret = pa.table({"a": [1]})
+    with pytest.raises(QueryError, match="there is no table secret; query the views results and errors"):
+        shown(table, "SELECT * FROM secret")
+    assert secret.num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("selec 1", "syntax error"),
+        ("", "returns no rows"),
+        ("-- only a comment", "returns no rows"),
+        ("SELECT nope FROM results", 'Referenced column "nope" not found'),
+        ("SELECT cast(document_id AS int) FROM results", "Could not convert"),
+    ],
+)
+def test_wrong_sql_is_one_line(table: Path, sql: str, said: str) -> None:
+    with pytest.raises(QueryError, match=said) as caught:
+        shown(table, sql)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_no_table(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match="there is no table here"):
+        open_table(str(tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_files_of_an_older_version_lack_columns(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t", ok=2)
+    newer = output_schema(pa.schema([("lang", pa.string()), ("extra", pa.int64())]))
+    pq.write_table(newer.empty_table(), table / "results/summary/part-1.parquet")
+    connection = open_table(str(table))
+    [row] = run_sql(connection, "SELECT count(*) AS n, count(extra) AS m FROM results").read_all().to_pylist()
+    assert row == {"n": 2, "m": 0}
+
+
+def test_any_fsspec_url(tmp_path: Path) -> None:
+    import fsspec
+
+    write_table(tmp_path / "t", ok=3)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "t"), "/query-test/t", recursive=True)
+    try:
+        connection = open_table("memory://query-test/t")
+        assert run_sql(connection, "SELECT count(*) AS n FROM results").read_all().to_pylist() == [{"n": 3}]
+    finally:
+        memory.rm("/query-test", recursive=True)
