@@ -18,7 +18,7 @@ _ALWAYS_SECRET = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 _SECRET_SUFFIXES = ("SECRET", "TOKEN", "PASSWORD", "KEY")
 _SHORTEST_SECRET = 8
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"]*@")
-_QUERY = re.compile(r"\?[^\s?'\"=]*=[^\s'\"]*")
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"=]*=[^\s'\"]*")
 _MESSAGE_LENGTH = 300
 
 
@@ -111,7 +111,7 @@ def codes(error: BaseException) -> set[str]:
 
 def redact_url(url: str) -> str:
     """The URL without user, password and query string."""
-    return _QUERY.sub("?" + HIDDEN, _USERINFO.sub(rf"\1{HIDDEN}@", url))
+    return _QUERY.sub(rf"\1?{HIDDEN}", _USERINFO.sub(rf"\1{HIDDEN}@", url))
 
 
 def redact(text: str) -> str:

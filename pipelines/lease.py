@@ -54,8 +54,9 @@ class Holder:
 class Lease:
     """Holds a table while the `with` block runs; made by `acquire`.
 
-    On local file systems exactly one of several starters gets it. On object stores the last to write within half a
-    second does; conditional writes, where the store honours them, narrow that to taking over a dead run's lease. A holder that stopped for a minute loses it to the next run;
+    On local file systems exactly one of several starters gets it. On object stores the first does where conditional
+    writes work; over a dead run's lease, and elsewhere, the last to write within half a second does. A holder on
+    another host that was stopped for a minute loses it to the next run;
     `check()` tells it so before it changes anything, but a write already on its way cannot be called back.
     """
 
