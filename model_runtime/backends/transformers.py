@@ -40,7 +40,6 @@ class TransformersBackend:
         self._config = config
         self._folder = folder
         self._max_decodes = max_decodes
-        self._eos_ids = frozenset(config.eos_ids) | _generation_eos(model)
         self._queue: deque[Request] = deque()
         self._stats = EngineStats()
 
@@ -149,7 +148,7 @@ class TransformersBackend:
             produced.append(token)
             logprob += token_logprob
             fed = [token]
-            if token in self._eos_ids:
+            if token in self._config.eos_ids:
                 kept, reason = produced[:-1], "stop"
                 break
             trimmed = stop.push(token) if stop else None
@@ -186,22 +185,48 @@ class TransformersBackend:
 def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
     model_class = _model_class()
     try:
-        model, report = model_class.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # so that the report names them; refused below
+                output_loading_info=True,
+            )
     except Exception as error:  # whatever transformers raises on a bad folder, a person reads one line
         raise ModelError(f"{folder} cannot be loaded by transformers: {_one_line(error)}") from error
-    # transformers only warns, and leaves random numbers where a tensor is missing.
-    for what, kind in (("missing_keys", "lacks the tensor"), ("unexpected_keys", "holds the unknown tensor")):
-        if report.get(what):
-            raise ModelError(f"{folder} {kind} {sorted(report[what])[0]}")
+    _check_report(folder, report)
     return model.to(device).eval()
+
+
+def _check_report(folder: Path, report: dict[str, Any]) -> None:
+    # transformers only warns, and leaves random numbers where a tensor does not come from the file.
+    if report["missing_keys"]:
+        raise ModelError(f"{folder} lacks the tensor {min(report['missing_keys'])}")
+    if report["unexpected_keys"]:
+        raise ModelError(f"{folder} holds the unknown tensor {min(report['unexpected_keys'])}")
+    if report["mismatched_keys"]:
+        name, stored, expected = min(report["mismatched_keys"])
+        raise ModelError(f"{folder}: tensor {name} has shape {list(stored)}, the config says {list(expected)}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load report: what matters of it becomes a ModelError."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _model_class() -> Any:
@@ -212,11 +237,6 @@ def _model_class() -> Any:
             "the transformers backend needs transformers 5: pip install 'corpusmill[transformers]'"
         ) from error
     return T5Gemma2ForConditionalGeneration
-
-
-def _generation_eos(model: Any) -> frozenset[int]:
-    eos = model.generation_config.eos_token_id
-    return frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
 
 
 @contextlib.contextmanager
