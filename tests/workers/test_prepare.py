@@ -32,6 +32,10 @@ SPECS = (
 )
 
 
+class PanicException(BaseException):
+    """As pyo3 raises it: no Exception."""
+
+
 class Table:
     """What the output table holds: key → (state, attempts)."""
 
@@ -306,14 +310,18 @@ def test_an_unexpected_exception_fails_one_document(folder: Path, monkeypatch: p
             raise KeyError("two\nlines")
         if inputs["text"] == "memory":
             raise MemoryError
+        if inputs["text"] == "panic":
+            raise PanicException("unwrap on None")
         return encode(self, **inputs)
 
     monkeypatch.setattr(Processor, "encoder_input", fragile)
-    fine, boom, memory = made(prepare(folder), row("a", "x"), row("b", "boom"), row("c", "memory"))
+    rows = [row("a", "x"), row("b", "boom"), row("c", "memory"), row("d", "panic")]
+    fine, boom, memory, panic = made(prepare(folder), *rows)
     assert set(errors(fine).values()) == {None}
     assert set(errors(boom).values()) == {"internal"}
     assert boom["pairs"][0]["error_message"].startswith("KeyError: ")
     assert set(errors(memory).values()) == {"out_of_memory"}
+    assert panic["pairs"][0]["error_message"] == "PanicException: unwrap on None"
 
 
 def test_what_stops_the_process_is_not_swallowed(folder: Path) -> None:
