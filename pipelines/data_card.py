@@ -130,8 +130,9 @@ def _task(task: Mapping[str, Any]) -> str:
 
 
 def _column(field: pa.Field) -> str:
-    meaning = _MEANINGS.get(field.name, "carried from the source")
-    return f"| {_text(field.name)} | {_text(field.type)} | {_text(meaning)} |"
+    if field.name in _MEANINGS:
+        return f"| `{field.name}` | {field.type} | {_MEANINGS[field.name]} |"
+    return f"| {_text(field.name)} | {_text(field.type)} | carried from the source |"
 
 
 def _text(value: Any) -> str:
@@ -139,7 +140,9 @@ def _text(value: Any) -> str:
     if value is None:
         return "–"
     escaped = html.escape(redact(_one_line(str(value))), quote=False)
-    return re.sub(r"([\\`*_{}\[\]()#+!|~:@$-])", r"\\\1", escaped)
+    escaped = re.sub(r"([\\`*_{}\[\]()#!|~@$])", r"\\\1", escaped)
+    # What GitHub would turn into a link by itself.
+    return re.sub(r":(?=//)|(?<=www)\.", r"\\\g<0>", escaped)
 
 
 def _one_line(text: str) -> str:
