@@ -123,9 +123,9 @@ def _missing(location: tuple[str | int, ...]) -> str:
     key = str(location[-1])
     holds = _model_in(_model_at(location[:-1]).model_fields[key].annotation)
     if holds is None:
-        return f"{key} is missing"
+        return "is missing"
     needed = [name for name, field in holds.model_fields.items() if field.is_required()]
-    return f"{key} is missing; it needs {', '.join(needed)}"
+    return f"is missing; it needs {', '.join(needed)}"
 
 
 def _model_at(location: Iterable[str | int]) -> type[BaseModel]:

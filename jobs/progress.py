@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 
 from pipelines.reports import Progress
@@ -18,6 +19,7 @@ from .text import count, duration, rate
 
 PLAIN_EVERY = 10.0
 _WINDOW = 60.0
+_ROOMY = 100
 
 OnProgress = Callable[[Progress], None]
 
@@ -101,10 +103,10 @@ def _plain(console: Console) -> Iterator[OnProgress]:
 def _bar(console: Console) -> Iterator[OnProgress]:
     rates = Rates()
     columns = (
-        SpinnerColumn(finished_text="✓"),
+        SpinnerColumn(),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[done]}"),
-        _Speed(rates),
+        TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
+        _Speed(rates, roomy=console.width >= _ROOMY),
     )
     with Bar(*columns, console=console, expand=True, transient=True) as bar:
         task = bar.add_task("", total=None, done="starting")
@@ -119,15 +121,17 @@ def _bar(console: Console) -> Iterator[OnProgress]:
 
 
 class _Speed(ProgressColumn):
-    """Documents/s, tokens/s and time left; the long words only where the terminal has room for them."""
+    """Documents/s, tokens/s and time left; in full only where the terminal has room for the words."""
 
-    def __init__(self, rates: Rates) -> None:
-        super().__init__()
+    def __init__(self, rates: Rates, roomy: bool) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
         self._rates = rates
+        self._documents, self._tokens = ("documents/s", "tokens/s") if roomy else ("docs/s", "tok/s")
 
     def render(self, task: Task) -> Text:
+        """The pace, or the time since the start while there is none."""
         if not self._rates.documents:
             return Text(duration(task.elapsed or 0), style="dim")
-        text = f"{rate(self._rates.documents)} documents/s · {rate(self._rates.tokens)} tokens/s"
+        text = f"{rate(self._rates.documents)} {self._documents} · {rate(self._rates.tokens)} {self._tokens}"
         left = self._rates.left
         return Text(text + (f" · {duration(left)} left" if left else ""), style="cyan")

@@ -15,6 +15,8 @@ from pipelines.reports import PlanReport, RunReport, TaskCounts
 from .text import count, duration, one_line, rate, shell_word, short_path, size
 
 Errors = Mapping[str, tuple[int, str]]
+# A title, or a title and how the column lays out: right, fold, or one (one line, cut with an ellipsis).
+Column = str | tuple[str, str]
 
 
 def consoles() -> tuple[Console, Console]:
@@ -33,8 +35,8 @@ def heading(console: Console, text: str) -> None:
     console.print(Text(text, style="bold"))
 
 
-def table(columns: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[object]]) -> Table:
-    """A table of `rows`; a column is a title, or (title, how): `right`, `fold`, `one` for one line with an ellipsis."""
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
+    """A table of `rows` under `columns`."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         title, how = column if isinstance(column, tuple) else (column, "left")
@@ -56,12 +58,13 @@ def show_run(console: Console, report: RunReport, *, table_path: bool = True) ->
     counts = report.tasks.values()
     made = sum(task.made for task in counts)
     if made:
-        speed = _speed(report)
-        pairs = count(made, "row")
-        said = f"Made {pairs} from {count(report.documents_made, 'document')} in {duration(report.seconds)}{speed}."
-        plain(console, said, "bold")
+        rows = count(sum(task.ok for task in counts), "row")
+        documents = count(report.documents_made, "document")
+        plain(console, f"Made {rows} from {documents} in {duration(report.seconds)}{_speed(report)}.", "bold")
         console.print()
         console.print(_task_table(report.tasks))
+        if any(task.not_applicable for task in counts):
+            plain(console, "n/a: the task has nothing to work on, such as a caption without an image", "dim")
     else:
         plain(console, nothing_to_do(report), "bold")
     show_errors(console, report.errors, "Not made")
@@ -91,7 +94,7 @@ def show_table_path(console: Console, path: str) -> None:
     short = short_path(path)
     console.print()
     console.print(Text.assemble(("Table  ", "bold"), short), soft_wrap=True)
-    sql = "SELECT task, count(*) AS n, avg(output_tokens) AS tokens FROM results GROUP BY task"
+    sql = "SELECT task, text FROM results LIMIT 9"
     console.print(
         Text.assemble(("Query  ", "bold"), (f'corpusmill query {shell_word(short)} "{sql}"', "cyan")), soft_wrap=True
     )
@@ -105,6 +108,11 @@ def show_errors(console: Console, errors: Errors, title: str) -> None:
     ordered = sorted(errors.items(), key=lambda item: -item[1][0])
     rows = [(code, f"{number:,}", one_line(example)) for code, (number, example) in ordered]
     console.print(table(["code", ("rows", "right"), ("for example", "fold")], rows))
+
+
+def errors_as_json(errors: Errors) -> dict[str, dict[str, object]]:
+    """Errors by code, for programs."""
+    return {code: {"rows": number, "example": example} for code, (number, example) in errors.items()}
 
 
 def show_warnings(console: Console, warnings: Sequence[str]) -> None:

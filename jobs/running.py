@@ -15,6 +15,7 @@ from pipelines.reports import RunReport
 from .progress import shown
 from .render import (
     consoles,
+    errors_as_json,
     heading,
     plain,
     show_errors,
@@ -88,14 +89,15 @@ def made_rows(table: str, limit: int) -> list[tuple[str, str, str]]:
 
 def plan_file(path: Path, *, as_json: bool) -> None:
     """Show what a run of the job at `path` would do."""
-    from pipelines.plan import plan_job
-
     out, err = consoles()
     loaded = load_job(path)
+    from pipelines.plan import plan_job
+
     with err.status("reading the source") if err.is_terminal else nullcontext():
         report = plan_job(loaded.job, say=lambda line: err.print(Text(line, style="dim"), soft_wrap=True))
     if as_json:
-        print(json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=2))
+        document = {**dataclasses.asdict(report), "errors": errors_as_json(report.errors)}
+        print(json.dumps(document, ensure_ascii=False, indent=2))
     else:
         show_plan(out, report)
         out.print(

@@ -172,6 +172,8 @@ class _Reader:
         merged: dict[YamlPath, list[str]] = {}
         for item in error.errors(include_url=False):
             path, value = settle(data, item["loc"])
+            if item["type"] == "missing" and isinstance(item["loc"][-1], str):
+                path = (*path, item["loc"][-1])
             # pydantic counts only the entries that passed: a list of nothing but wrong ones looks empty to it.
             hollow = item["type"] == "too_short" and bool(value)
             if path not in self.reported and not hollow:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -19,8 +20,8 @@ from pipelines.errors import TableError
 from pipelines.lease import current_holder
 from pipelines.lineage import read_manifests
 
-from .render import consoles, heading, plain, show_errors, table
-from .text import count, one_line, short_path, size
+from .render import Column, consoles, errors_as_json, heading, plain, show_errors, table
+from .text import count, duration, one_line, short_path, size
 
 SHOWN_RUNS = 5
 _READERS = 16
@@ -54,7 +55,8 @@ def show_status(path: str, *, as_json: bool) -> None:
     """Print the status of the table at `path`; TableError when there is none."""
     status = read_status(path)
     if as_json:
-        print(json.dumps(dataclasses.asdict(status), ensure_ascii=False, indent=2, default=str))
+        document = {**dataclasses.asdict(status), "errors": errors_as_json(status.errors)}
+        print(json.dumps(document, ensure_ascii=False, indent=2, default=str))
     else:
         _render(consoles()[0], status)
 
@@ -82,7 +84,7 @@ def read_status(path: str) -> TableStatus:
         work_rows=work_rows,
         errors={code: (number, examples[code]) for code, number in codes.most_common()},
         holder=None if holder is None else _public(dataclasses.asdict(holder)),
-        runs=runs[:SHOWN_RUNS],
+        runs=[_summary(manifest, holder.run_id if holder else None) for manifest in runs[:SHOWN_RUNS]],
     )
 
 
@@ -123,7 +125,26 @@ def _count_errors(folder: Location, tasks: dict[str, TaskRows], read: Any) -> tu
 
 def _public(holder: dict[str, Any]) -> dict[str, Any]:
     """What concerns a person: not the lease's token."""
-    return {name: holder[name] for name in ("run_id", "job", "host", "pid", "started") if name in holder}
+    return {name: holder[name] for name in ("run_id", "job", "host", "pid", "started")}
+
+
+def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
+    counts = manifest.get("counts") or {}
+    made = {name: sum(task.get(name, 0) for task in counts.values()) for name in ("ok", "rejected", "failed")}
+    run_id, code = str(manifest.get("run_id", "")), manifest.get("exit")
+    if code is None:
+        state = "running" if run_id == holding else "killed"
+    else:
+        state = {0: "done", 130: "interrupted"}.get(code, f"exit {code}")
+    return {
+        "run_id": run_id,
+        "job": (manifest.get("job") or {}).get("name"),
+        "state": state,
+        "started": manifest.get("started"),
+        "ended": manifest.get("ended"),
+        **made,
+        "error": manifest.get("error"),
+    }
 
 
 def _render(console: Console, status: TableStatus) -> None:
@@ -145,15 +166,31 @@ def _render(console: Console, status: TableStatus) -> None:
         plain(console, "No run is writing to it.", "dim")
     if status.tasks:
         console.print()
-        columns = ["task", ("ok", "right"), ("rejected", "right"), ("failed", "right")]
+        columns: list[Column] = ["task", ("ok", "right"), ("rejected", "right"), ("failed", "right")]
         console.print(
             table(columns, [(n, f"{t.ok:,}", f"{t.rejected:,}", f"{t.failed:,}") for n, t in status.tasks.items()])
         )
     show_errors(console, status.errors, "Rows in errors/")
     if status.runs:
-        heading(console, "Newest runs")
-        console.print(table(["run", "job", "started", "ended", ("made", "right")], [_run(r) for r in status.runs]))
+        _render_runs(console, status.runs)
 
 
-def _run(manifest: dict[str, Any]) -> list[str]:
-    return [one_line(str(manifest.get(name) or "")) for name in ("run_id", "job", "started", "status", "made")]
+def _render_runs(console: Console, runs: list[dict[str, Any]]) -> None:
+    heading(console, "Newest runs")
+    columns: list[Column] = ["run", "state", "took", ("ok", "right"), ("rejected", "right"), ("failed", "right")]
+    rows = [
+        (run["run_id"], run["state"], _took(run), *(f"{run[name]:,}" for name in ("ok", "rejected", "failed")))
+        for run in runs
+    ]
+    console.print(table(columns, rows))
+    for run in runs:
+        if run["error"]:
+            plain(console, f"{run['run_id']}: {one_line(str(run['error']))}", "red")
+
+
+def _took(run: dict[str, Any]) -> str:
+    try:
+        started, ended = (datetime.fromisoformat(run[name]) for name in ("started", "ended"))
+    except (TypeError, ValueError):
+        return ""
+    return duration((ended - started).total_seconds())

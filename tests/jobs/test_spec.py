@@ -75,8 +75,8 @@ def test_everything_wrong_is_said_at_once_in_the_files_order(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("output: {path: table/}", ""), "job.yaml:1: output is missing; it needs path"),
-        (("  id: doc_id\n", ""), "job.yaml:3: source: id is missing"),
+        (("output: {path: table/}", ""), "job.yaml:1: output: is missing; it needs path"),
+        (("  id: doc_id\n", ""), "job.yaml:3: source.id: is missing"),
         (("  text: body\n", ""), "job.yaml:3: source: text and images are both missing"),
         (("language: en", "language: no"), 'which YAML reads as false: write "no" in quotes'),
         (("language: en", "language: klingonese"), "is not a language tag"),
