@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from infra.cluster import ClusterError
 from infra.storage import StorageError
 from model_runtime.errors import ModelError
 from pipelines.errors import RunError
@@ -28,7 +29,7 @@ def explain(error: BaseException) -> Failure:
     for cause in _causes(error):
         if isinstance(cause, RunError):
             return Failure([one_line(line) for line in str(cause).splitlines()], cause.exit_code)
-        if isinstance(cause, ModelError | StorageError):
+        if isinstance(cause, ModelError | StorageError | ClusterError):
             return Failure([one_line(str(cause))], 3)
     # Typer's own errors: a missing argument, an unknown command.
     if callable(said := getattr(error, "format_message", None)):
@@ -43,11 +44,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        yield error
-        # Ray wraps what a task raised, and keeps it as `cause`.
+        # Ray wraps what a task raised and keeps it as `cause`; the wrapper's own text is a traceback.
         inner = getattr(error, "cause", None)
         if isinstance(inner, BaseException):
             yield from _causes(inner)
+        yield error
         error = error.__cause__ or error.__context__
 
 
