@@ -66,7 +66,9 @@ def line(progress: Progress, rates: Rates) -> str:
     share = f" ({progress.documents * 100 // progress.documents_total}%)" if progress.documents_total else ""
     parts = [f"{progress.documents:,} of {count(progress.documents_total, 'document')}{share}"]
     if rates.documents:
-        parts += [f"{rate(rates.documents)} documents/s", f"{rate(rates.tokens)} tokens/s"]
+        parts.append(f"{rate(rates.documents)} documents/s")
+    if rates.tokens:
+        parts.append(f"{rate(rates.tokens)} tokens/s")
     if rates.left:
         parts.append(f"{duration(rates.left)} left")
     troubles = [f"{number:,} {what}" for number, what in ((progress.rejected, "rejected"), (progress.failed, "failed"))]
@@ -132,6 +134,9 @@ class _Speed(ProgressColumn):
         """The pace, or the time since the start while there is none."""
         if not self._rates.documents:
             return Text(duration(task.elapsed or 0), style="dim")
-        text = f"{rate(self._rates.documents)} {self._documents} · {rate(self._rates.tokens)} {self._tokens}"
-        left = self._rates.left
-        return Text(text + (f" · {duration(left)} left" if left else ""), style="cyan")
+        parts = [f"{rate(self._rates.documents)} {self._documents}"]
+        if self._rates.tokens:
+            parts.append(f"{rate(self._rates.tokens)} {self._tokens}")
+        if self._rates.left:
+            parts.append(f"{duration(self._rates.left)} left")
+        return Text(" · ".join(parts), style="cyan")

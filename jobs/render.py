@@ -53,8 +53,8 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
-def show_run(console: Console, report: RunReport, *, table_path: bool = True) -> None:
-    """What a finished run made, what went wrong, and (with `table_path`) where the table is."""
+def show_run(console: Console, report: RunReport, *, details: bool = True) -> None:
+    """What a finished run made and, with `details`, what went wrong and where the table is."""
     counts = report.tasks.values()
     made = sum(task.made for task in counts)
     if made:
@@ -67,13 +67,14 @@ def show_run(console: Console, report: RunReport, *, table_path: bool = True) ->
             plain(console, "n/a: the task has nothing to work on, such as a caption without an image", "dim")
     else:
         plain(console, nothing_to_do(report), "bold")
-    show_errors(console, report.errors, "Not made")
+    if details:
+        show_errors(console, report.errors, "Not made")
     show_warnings(console, report.warnings)
     if not made and any(task.already_failed for task in counts):
         failed = sum(task.already_failed for task in counts)
         console.print()
         plain(console, f"{count(failed, 'row')} failed earlier and stay so; `--retry failed` tries them again.")
-    if table_path:
+    if details:
         show_table_path(console, report.table)
 
 

@@ -73,12 +73,12 @@ def show_sample(out: Console, report: RunReport, price_per_hour: float | None) -
 
 
 def made_rows(table: str, limit: int) -> list[tuple[str, str, str]]:
-    """Up to `limit` rows of a table as (document, task, text), some of every task, in a steady order."""
+    """Up to `limit` rows of a table as (document, task, text): any documents, always the same, with all their tasks."""
     connection = open_table(table)
     try:
         found = connection.execute(
             "SELECT document_id, task, text, "
-            "row_number() OVER (PARTITION BY task ORDER BY source_path, source_row) AS n "
+            "row_number() OVER (PARTITION BY task ORDER BY md5(document_id), document_id) AS n "
             "FROM results ORDER BY n, task LIMIT ?",
             [limit],
         ).fetchall()

@@ -44,7 +44,7 @@ def rate(value: float) -> str:
         return f"{value / 1e3:.0f}k"
     if value >= 1e3:
         return f"{value / 1e3:.1f}k"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 0.1 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:

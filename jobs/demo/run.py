@@ -28,9 +28,10 @@ def run_demo(folder: Path) -> None:
     loaded = _prepare(folder, out)
     out.print()
     report = run_loaded(loaded, err)
-    show_run(out, report, table_path=False)
+    show_run(out, report, details=False)
     heading(out, "A sample of the results")
     show_rows(out, made_rows(report.table, SHOWN_ROWS), lines=2)
+    out.print()
     plain(out, NOISE, "yellow")
     _show_rejected(out, report.table)
     _show_next(out, folder, report.table)
@@ -60,8 +61,9 @@ def _prepare(folder: Path, out: Console) -> LoadedJob:
         ("model", short_path(str(model)), "small, untrained"),
         ("job", short_path(str(job)), "a summary, two translations, captions"),
     ]
+    width = max(len(path) for _, path, _ in rows)
     for name, path, note in rows:
-        out.print(Text.assemble((f"{name:<8}", "bold"), path, (f"  {note}", "dim")), soft_wrap=True)
+        out.print(Text.assemble((f"{name:<8}", "bold"), f"{path:<{width}}", (f"  {note}", "dim")), soft_wrap=True)
     return load_job(job)
 
 
@@ -82,7 +84,7 @@ def _show_rejected(out: Console, path: str) -> None:
 def _show_next(out: Console, folder: Path, path: str) -> None:
     name = shell_word(short_path(path))
     job = shell_word(short_path(str(folder / "job.yaml")))
-    sql = "SELECT lang, task, count(*) AS n FROM results GROUP BY ALL ORDER BY ALL"
+    sql = "SELECT lang, task, text FROM results LIMIT 9"
     lines = (
         ("Table", short_path(path), ""),
         ("Query", f'corpusmill query {name} "{sql}"', "cyan"),
