@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,6 +103,13 @@ def load_tensors(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -
 
     ModelError names the first tensor that is missing, unknown, doubled or of another shape.
     """
+    for name, read in _stored(folder, expected, tied):
+        yield name, read()
+
+
+def _stored(
+    folder: Path, expected: Mapping[str, torch.Size], tied: bool
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     seen: set[str] = set()
     for path in weight_files(folder):
         try:
@@ -112,13 +119,19 @@ def load_tensors(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -
                     if name.startswith(_UNUSED_PREFIXES) or (tied and name in _TIED_COPIES):
                         continue
                     _check(path, stored, name, tuple(shard.get_slice(stored).get_shape()), expected, seen)
-                    yield name, shard.get_tensor(stored)
+                    yield name, partial(shard.get_tensor, stored)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
     missing = sorted(set(expected) - seen)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(f"{folder} lacks the tensor {missing[0]}{more}")
+
+
+def check_tensors(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -> None:
+    """Compare the weight files' headers with what is expected, reading no tensor; ModelError as `load_tensors`."""
+    for _ in _stored(folder, expected, tied):
+        pass
 
 
 def weights_dtype(folder: Path) -> torch.dtype:
@@ -173,9 +186,3 @@ def _file_sha256(path: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def write_index(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
-    """Write the index of a sharded checkpoint: tensor name → file name."""
-    document = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
-    (folder / _INDEX).write_text(json.dumps(document, indent=2), encoding="utf-8")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache import DocumentKeys
-from .checkpoint import load_tensors, weights_dtype
+from .checkpoint import check_tensors, load_tensors, weights_dtype
 from .config import ModelConfig
 from .decoder import Decoder, lm_logits
 from .encoder import Encoder
@@ -50,10 +50,15 @@ class T5Gemma2(nn.Module):
         kind = choose_dtype(dtype, folder, where)
         with torch.device("meta"):
             model = cls(config)
-        expected = {name: parameter.shape for name, parameter in model.named_parameters()}
-        for name, tensor in load_tensors(folder, expected, config.tied):
+        for name, tensor in load_tensors(folder, cls.expected_tensors(config), config.tied):
             _assign(model, name, tensor.to(device=where, dtype=kind))
         return model.eval().requires_grad_(False)
+
+    @classmethod
+    def expected_tensors(cls, config: ModelConfig) -> dict[str, torch.Size]:
+        """Canonical name and shape of every tensor that a checkpoint of this config holds."""
+        with torch.device("meta"):
+            return {name: parameter.shape for name, parameter in cls(config).named_parameters()}
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +119,12 @@ class T5Gemma2(nn.Module):
             for batch in images
         ]
         return torch.cat(features)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Compare the weight files' headers with config.json, reading no tensor; ModelError names what differs."""
+    config = ModelConfig.load(folder)
+    check_tensors(folder, T5Gemma2.expected_tensors(config), config.tied)
 
 
 def choose_device(name: str) -> torch.device:

@@ -92,6 +92,4 @@ class Read:
             wanted = np.isin(ordinals, group.only)
             table, rows, ordinals = table.filter(pa.array(wanted)), rows[wanted], ordinals[wanted]
         duplicate = np.isin(ordinals, group.duplicates)
-        return as_source_rows(
-            table, self._source, self._carry, url=group.url, rows=rows, duplicate=duplicate
-        )
+        return as_source_rows(table, self._source, self._carry, url=group.url, rows=rows, duplicate=duplicate)

@@ -51,7 +51,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A finished run. `seconds` is wall time, `generate_seconds` from the first to the last made document."""
+    """A finished run. `seconds` is wall time, `generate_seconds`: how long the busiest worker's engine worked."""
 
     run_id: str
     table: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._owner: dict[str, _Call] = {}
         self._requests: dict[str, Request] = {}
+        self._busy_seconds = 0.0
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
@@ -45,6 +47,11 @@ class EngineThread:
     def backend(self) -> Backend:
         """The backend in use; only for reading its stats and dtype."""
         return self._backend
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time spent advancing the backend since it was loaded."""
+        return self._busy_seconds
 
     def run(self, requests: Sequence[Request]) -> dict[str, Generation]:
         """Every decode's generation by key, once all are there; errors are generations too."""
@@ -94,11 +101,14 @@ class EngineThread:
     def _step(self) -> None:
         if not self._owner:
             return
+        started = time.perf_counter()
         try:
             finished = self._backend.step()
         except Exception as error:
             self._isolate(error)
             return
+        finally:
+            self._busy_seconds += time.perf_counter() - started
         for generation in finished:
             self._deliver(generation)
 
@@ -108,9 +118,7 @@ class EngineThread:
         self._reload()
         for request in suspects:
             left = tuple(decode for decode in request.decodes if decode.key in self._owner)
-            alone = Request(
-                id=request.id, input_ids=request.input_ids, pixel_values=request.pixel_values, decodes=left
-            )
+            alone = Request(id=request.id, input_ids=request.input_ids, pixel_values=request.pixel_values, decodes=left)
             try:
                 for generation in self._backend.generate([alone]):
                     self._deliver(generation)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pyarrow as pa
 
@@ -28,7 +30,8 @@ _DROPPED = ("requests", "pixels")
 
 
 def generated_schema(prepared: pa.Schema) -> pa.Schema:
-    """What Generate yields: prepared rows without ids and pixels, with `results` and the dtype computed in.
+    """What Generate yields: prepared rows without ids and pixels, with `results`, the dtype computed in, and for how
+    many seconds the engine had been busy until then.
 
     `requests` keeps token counts and tasks only; `results`: one per pair that a decode was run for.
     """
@@ -36,44 +39,61 @@ def generated_schema(prepared: pa.Schema) -> pa.Schema:
         pa.struct([("truncated", pa.bool_()), ("input_tokens", pa.int32()), ("tasks", pa.list_(pa.int16()))])
     )
     kept = [field for field in prepared if field.name not in _DROPPED]
-    return pa.schema([*kept, ("requests", counts), ("results", pa.list_(_RESULT)), ("dtype", pa.string())])
+    added = [
+        ("requests", counts),
+        ("results", pa.list_(_RESULT)),
+        ("dtype", pa.string()),
+        ("busy_seconds", pa.float64()),
+    ]
+    return pa.schema([*kept, *added])
 
 
 class Generate:
     """Callable over prepared rows, from several threads at once; one engine serves them all.
 
-    ModelError from the constructor when the model cannot be used.
+    The weights load with the first row that asks for a decode; ModelError when they cannot be used.
     """
 
     def __init__(self, config: EngineConfig, tasks: tuple[Task, ...]) -> None:
+        self._config = config
         self._tasks = tasks
-        self._engine = EngineThread(lambda: load_backend(config))
+        self._engine: EngineThread | None = None
+        self._loading = threading.Lock()
         processor = Processor.load(resolve_checkpoint(config.model, config.revision))
         self._side = processor.image_size
-        self._prefixes = [
-            processor.prefix_ids(task.prompt) if task.prompt_in == "decoder" else () for task in tasks
-        ]
+        self._prefixes = [processor.prefix_ids(task.prompt) if task.prompt_in == "decoder" else () for task in tasks]
 
     @property
     def backend(self) -> Backend:
         """The backend in use; only for reading its stats and dtype."""
-        return self._engine.backend
+        return self._started().backend
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One output row per row of `table`, in its order, once all its decodes have finished."""
         rows = [self._requests(row) for row in table.select(["pairs", "requests", "pixels"]).to_pylist()]
-        results = self._engine.run([request for requests in rows for request in requests])
+        requests = [request for document in rows for request in document]
+        results = self._started().run(requests) if requests else {}
         schema = generated_schema(table.schema)
-        done = [[_result(results[d.key]) for request in requests for d in request.decodes] for requests in rows]
+        done = [[_result(results[d.key]) for request in document for d in request.decodes] for document in rows]
         columns = {name: table.column(name) for name in table.schema.names if name not in _DROPPED}
         columns["requests"] = _without_ids(table.column("requests"), schema.field("requests").type)
         columns["results"] = pa.array(done, schema.field("results").type)
-        columns["dtype"] = pa.array([self.backend.dtype] * table.num_rows, pa.string())
+        dtype = self.backend.dtype if requests else None
+        busy = self._started().busy_seconds if requests else None
+        columns["dtype"] = pa.array([dtype] * table.num_rows, pa.string())
+        columns["busy_seconds"] = pa.array([busy] * table.num_rows, pa.float64())
         return pa.table(columns, schema=schema)
 
     def close(self) -> None:
         """Stop the engine and drop the model."""
-        self._engine.close()
+        if self._engine is not None:
+            self._engine.close()
+
+    def _started(self) -> EngineThread:
+        with self._loading:
+            if self._engine is None:
+                self._engine = EngineThread(lambda: load_backend(self._config))
+            return self._engine
 
     def _requests(self, row: dict) -> list[Request]:
         pixels = None

@@ -1,0 +1,96 @@
+"""Ray: the cluster that RAY_ADDRESS names, or an embedded local one that goes away with the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to run on. `local`: started by this process, for this run."""
+
+    cpus: float
+    gpus: float
+    nodes: int
+    local: bool
+
+
+class ClusterError(Exception):
+    """The Ray cluster cannot be reached; the message says what to check."""
+
+
+def usable_cores() -> int:
+    """CPU cores this process may use (containers and affinities limit them)."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        return os.cpu_count() or 1
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """Connect, and disconnect at the end; an embedded cluster is stopped. Joins a connection that is already there."""
+    # Read before Ray is imported and by the processes it starts: no phoning home, no chatter on a user's terminal.
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield _describe(local=False)
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        with _silent_start():
+            if address:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                # Light stages take fractions of a CPU; with four logical ones all of them run on any machine.
+                ray.init(
+                    address="local",
+                    num_cpus=max(4, usable_cores()),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
+        raise ClusterError(f"{where} cannot be used: {str(error).splitlines()[0]}") from error
+    try:
+        yield _describe(local=not address)
+    finally:
+        ray.shutdown()
+
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@contextmanager
+def _silent_start() -> Iterator[None]:
+    # Ray's C++ side announces its own log level on file descriptor 2, below Python's sys.stderr.
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _describe(local: bool) -> Cluster:
+    import ray
+
+    resources = ray.cluster_resources()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), max(1, len(alive)), local)

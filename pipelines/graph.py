@@ -1,0 +1,150 @@
+"""The graph: source → prepare → generate → finish, streaming, as one Ray Data pipeline."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, DataContext, Dataset
+
+from infra.cluster import Cluster
+from infra.storage import StorageError
+from model_runtime import ModelError
+
+from .errors import RunError
+from .job import JobSpec
+from .read import Read, as_units
+from .resolve import Resolved, gpus_per_worker
+from .resume import DoneIndex
+from .source import RowGroup
+from .stages import Finish, GenerateStage, PrepareStage, StageSettings
+
+# Packets inside one model worker at a time: the engine always has documents to take up while slow decodes end.
+_CALLS_PER_WORKER = 8
+# Blocks between the stages stay small: with images, a few dozen documents are this much.
+_BLOCK_BYTES = 32 << 20
+# One packet of 128K-token documents may take an hour on a CPU: slow is not stuck.
+_NO_PROGRESS_SECONDS = 24 * 3600
+_RESTARTS = 3
+_LIGHT, _PREPARE = 0.25, 0.5
+
+
+def prepared(
+    resolved: Resolved, settings: StageSettings, done: ray.ObjectRef, groups: list[RowGroup], cluster: Cluster
+) -> Dataset:
+    """Packets of prepared documents."""
+    _quiet_context()
+    units = as_units(groups, resolved.corpus.unreadable)
+    docs: Dataset = ray.data.from_arrow([units.slice(i, 1) for i in range(units.num_rows)])
+    docs = docs.map_batches(Read(resolved.job.source, resolved.carry), batch_format="pyarrow", num_cpus=_LIGHT)
+    with _restarts_allowed() as restarts:
+        return docs.map_batches(
+            PrepareStage,
+            fn_constructor_kwargs={"settings": settings, "done": [done]},
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=1, max_size=_prepare_workers(cluster)),
+            num_cpus=_PREPARE,
+            **restarts,
+        )
+
+
+def outcomes(
+    resolved: Resolved, settings: StageSettings, done: ray.ObjectRef, groups: list[RowGroup], cluster: Cluster
+) -> Dataset:
+    """The whole job: what became of every document, its rows durable in `_work/`."""
+    packets = prepared(resolved, settings, done, groups, cluster).repartition(target_num_rows_per_block=1)
+    with _restarts_allowed() as restarts:
+        generated = packets.map_batches(
+            GenerateStage,
+            fn_constructor_kwargs={"settings": settings},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=_model_workers(resolved.job, cluster),
+            num_cpus=1,
+            num_gpus=gpus_per_worker(resolved.job, cluster) or None,
+            **restarts,
+        )
+    return generated.map_batches(Finish(settings), batch_format="pyarrow", num_cpus=_LIGHT)
+
+
+def blocks(dataset: Dataset) -> Iterator[pa.Table]:
+    """The dataset's blocks as they are finished; an error of a worker is raised as what it was."""
+    with worker_errors():
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            if isinstance(block, pa.Table) and block.num_rows:
+                yield block
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Unwrap Ray's exceptions: what a worker meant for a person is raised as it was."""
+    try:
+        yield
+    except (RunError, ModelError, StorageError):
+        raise
+    except Exception as error:
+        cause = _cause(error)
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def share(done: DoneIndex) -> ray.ObjectRef:
+    """Put the keys that are done where every worker of a node reads one copy."""
+    return ray.put(done)
+
+
+@contextmanager
+def _restarts_allowed() -> Iterator[dict[str, Any]]:
+    # Ray's default is to restart an actor for ever: an input that kills the process would never end. Until Ray 2.64
+    # the keywords are only deprecated, and there is no other way to say it yet.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        yield {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+
+
+def _cause(error: BaseException) -> Exception | None:
+    seen: list[BaseException] = []
+    pending: list[BaseException | None] = [error]
+    while pending:
+        candidate = pending.pop()
+        if candidate is None or any(candidate is other for other in seen):
+            continue
+        if isinstance(candidate, (RunError, ModelError, StorageError)):
+            # Ray's dual classes print a traceback; the original is inside.
+            inner = getattr(candidate, "cause", None)
+            return inner if isinstance(inner, Exception) else candidate
+        seen.append(candidate)
+        pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "cause", None)]
+    return None
+
+
+def _model_workers(job: JobSpec, cluster: Cluster) -> ActorPoolStrategy:
+    # On the CPU one worker uses all cores of its node: more of them on it would only share these.
+    most = job.workers.max if gpus_per_worker(job, cluster) else min(job.workers.max, cluster.nodes)
+    return ActorPoolStrategy(
+        min_size=min(job.workers.min, most),
+        max_size=most,
+        max_concurrent_calls_per_actor=_CALLS_PER_WORKER,
+        enable_true_multi_threading=True,
+        max_tasks_in_flight_per_actor=2 * _CALLS_PER_WORKER,
+    )
+
+
+def _prepare_workers(cluster: Cluster) -> int:
+    return max(1, int(cluster.cpus // 4))
+
+
+def _quiet_context() -> None:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = _BLOCK_BYTES
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,116 @@
+"""A plan: what a run would do, from the same source and prepare stages, without the model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+
+from infra.cluster import cluster
+from infra.storage import Location
+from workers.prepare import TODO
+
+from . import graph, lineage
+from .job import JobSpec
+from .publish import check_table_schema
+from .reports import LengthBucket, PlanReport, TaskCounts
+from .resolve import Resolved, resolve
+from .resume import read_done
+from .schema import output_schema
+from .stages import unpack
+
+_BUCKETS = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
+_ALREADY = {1: "already_ok", 2: "already_rejected", 3: "already_failed"}
+
+
+def plan_job(job: JobSpec, *, say: Callable[[str], None] = lambda line: None) -> PlanReport:
+    """Documents, pairs to do and tokens by length, and how long the table's newest run says it takes.
+
+    Reads and tokenizes the whole source as a run would; images are counted, not opened, so a broken one shows only
+    in the run.
+    """
+    resolved = resolve(job)
+    table = Location(job.output.path)
+    check_table_schema(table, output_schema(resolved.carry))
+    say(f"{resolved.corpus.documents:,} documents in {len(resolved.corpus.files):,} files")
+    counting = _Counting(resolved)
+    with cluster() as ray_cluster:
+        settings = resolved.settings(run_id="plan", table=table.url, cluster=ray_cluster, pixels=False)
+        done = graph.share(read_done(table))
+        packets = graph.prepared(resolved, settings, done, resolved.corpus.row_groups, ray_cluster)
+        for block in graph.blocks(packets):
+            counting.add(unpack(block))
+    return counting.report(table)
+
+
+class _Counting:
+    def __init__(self, resolved: Resolved) -> None:
+        self._resolved = resolved
+        self._names = [task.name for task in resolved.tasks]
+        self._tasks = {name: TaskCounts() for name in self._names}
+        self._todo = dict.fromkeys(self._names, 0)
+        self._errors: dict[str, tuple[int, str]] = {}
+        self._buckets = {limit: [0, 0] for limit in _BUCKETS}
+        self._documents_todo = self._input_tokens = self._output_tokens = 0
+
+    def add(self, documents: pa.Table) -> None:
+        for document in documents.select(["pairs", "not_applicable", "requests"]).to_pylist():
+            for task in document["not_applicable"]:
+                self._tasks[self._names[task]].not_applicable += 1
+            todo = [self._count(pair) for pair in document["pairs"]]
+            self._documents_todo += any(todo)
+            for request in document["requests"] or ():
+                self._bucket(request["input_tokens"])
+
+    def report(self, table: Location) -> PlanReport:
+        corpus = self._resolved.corpus
+        seconds, basis = _estimate(table, self._resolved, self._input_tokens, self._documents_todo)
+        return PlanReport(
+            table=table.url,
+            files=len(corpus.files),
+            source_bytes=corpus.bytes,
+            documents=corpus.documents,
+            documents_todo=self._documents_todo,
+            todo=self._todo,
+            tasks=self._tasks,
+            buckets=[LengthBucket(max_tokens=k, documents=d, tokens=t) for k, (d, t) in self._buckets.items() if d],
+            input_tokens=self._input_tokens,
+            max_output_tokens=self._output_tokens,
+            errors=self._errors,
+            estimate_seconds=seconds,
+            estimate_basis=basis,
+            warnings=self._resolved.warnings,
+        )
+
+    def _count(self, pair: dict[str, Any]) -> bool:
+        name = self._names[pair["task"]]
+        if pair["state"] != TODO:
+            field = _ALREADY[pair["state"]]
+            setattr(self._tasks[name], field, getattr(self._tasks[name], field) + 1)
+            return False
+        self._todo[name] += 1
+        if pair["error_code"] is None:
+            self._output_tokens += self._resolved.tasks[pair["task"]].sampling.max_tokens
+        else:
+            seen, example = self._errors.get(pair["error_code"], (0, pair["error_message"]))
+            self._errors[pair["error_code"]] = (seen + 1, example)
+        return True
+
+    def _bucket(self, tokens: int) -> None:
+        self._input_tokens += tokens
+        limit = next((limit for limit in _BUCKETS if tokens <= limit), _BUCKETS[-1])
+        self._buckets[limit][0] += 1
+        self._buckets[limit][1] += tokens
+
+
+def _estimate(table: Location, resolved: Resolved, tokens: int, documents: int) -> tuple[float | None, str]:
+    """Seconds for `tokens`, at the pace of the newest run of this model on this table that made anything."""
+    if not documents:
+        return 0.0, "nothing is left to do"
+    for manifest in lineage.read_manifests(table):
+        seconds, made = manifest.get("generate_seconds") or 0.0, manifest.get("input_tokens") or 0
+        same = (manifest.get("model") or {}).get("revision") == resolved.revision
+        if same and seconds and made:
+            return seconds * tokens / made, f"at the pace of run {manifest['run_id']}"
+    return None, "this model has not run on this table yet; `corpusmill run JOB --sample 20` measures its pace"

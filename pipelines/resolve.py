@@ -1,0 +1,122 @@
+"""What a run needs to know before it starts: the model's folder, its tasks, the corpus, the stages' settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pyarrow as pa
+
+from infra.cluster import Cluster
+from infra.storage import stage_model
+from model_runtime import EngineConfig, ModelError
+from model_runtime.checkpoint import model_revision, resolve_checkpoint
+from model_runtime.model import check_checkpoint
+from model_runtime.processing import Processor
+from workers.collect import RunContext
+from workers.tasks import Task, TaskTable, language_warnings, resolve_tasks
+
+from .job import JobSpec
+from .source import Corpus, scan
+from .stages import StageSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A job joined with its model and its source."""
+
+    job: JobSpec
+    revision: str
+    tasks: tuple[Task, ...]
+    corpus: Corpus
+    warnings: list[str]
+
+    def settings(
+        self, *, run_id: str, table: str, cluster: Cluster, retry_failed: bool = False, pixels: bool = True
+    ) -> StageSettings:
+        """What the stages get; `table` may be a scratch table instead of the job's own."""
+        job = self.job
+        return StageSettings(
+            model=job.model.path,
+            revision=job.model.revision,
+            engine=EngineConfig(
+                model=job.model.path,
+                revision=job.model.revision,
+                backend=job.model.backend,
+                device=device_for(job, cluster),
+                dtype=job.model.dtype,
+                max_batch_tokens=job.model.max_batch_tokens,
+                max_decodes=job.model.max_decodes,
+            ),
+            limits=job.limits,
+            context=RunContext(
+                run_id=run_id,
+                job=job.name,
+                model=job.model.path,
+                model_revision=self.revision,
+                backend=job.model.backend,
+                runtime_version=runtime_version(),
+                tasks=self.tasks,
+            ),
+            source_path=job.source.path,
+            image_roots=job.source.image_roots,
+            table=table,
+            carry=self.carry,
+            retry_failed=retry_failed,
+            pixels=pixels,
+        )
+
+    @property
+    def carry(self) -> pa.Schema:
+        """The carried columns."""
+        return self.corpus.carry
+
+
+def resolve(job: JobSpec) -> Resolved:
+    """Find and check model and source; ModelError, SourceError or StorageError when one cannot be used.
+
+    The weights are hashed and their headers compared with the config; they are not loaded.
+    """
+    folder = resolve_checkpoint(stage_model(job.model.path, job.model.revision), job.model.revision)
+    check_checkpoint(folder)
+    table = _task_table(folder)
+    corpus = scan(job.source)
+    warnings = language_warnings(job.tasks, table)
+    warnings += [f"{file.url}: {file.reason}; its rows cannot be read" for file in corpus.unreadable]
+    return Resolved(
+        job=job,
+        revision=model_revision(folder),
+        tasks=resolve_tasks(job.tasks, table, job.limits),
+        corpus=corpus,
+        warnings=warnings,
+    )
+
+
+def gpus_per_worker(job: JobSpec, cluster: Cluster) -> float:
+    """GPUs that one model worker takes; `auto` is one where the cluster has any."""
+    if job.workers.gpus == "auto":
+        return 1.0 if cluster.gpus else 0.0
+    return float(job.workers.gpus)
+
+
+def device_for(job: JobSpec, cluster: Cluster) -> str:
+    """The engine's device: the job's own word, else CUDA for workers with a GPU."""
+    if job.model.device != "auto":
+        return job.model.device
+    return "cuda" if gpus_per_worker(job, cluster) else "cpu"
+
+
+def runtime_version() -> str:
+    """This package's version."""
+    try:
+        return version("corpusmill")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _task_table(folder: Path) -> TaskTable:
+    try:
+        return TaskTable.parse(Processor.load(folder).tasks_document)
+    except ValueError as error:
+        raise ModelError(f"{folder}: {error}") from error

@@ -1,0 +1,201 @@
+"""The stages as Ray runs them: each wraps a worker with what it needs on its node."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from infra.cluster import usable_cores
+from infra.storage import Location, stage_model
+from model_runtime import EngineConfig
+from model_runtime.checkpoint import resolve_checkpoint
+from workers.collect import RunContext, cached_processor, collect
+from workers.generate import Generate
+from workers.image_reader import ImageReader
+from workers.prepare import TODO, Prepare
+from workers.tasks import LimitsSpec
+
+from .publish import write_work
+from .schema import output_schema
+
+# A packet is what one call of the model worker gets, and what is made durable together: bounded in encoder tokens,
+# not in documents. Documents count for at least this many tokens, finished ones for fewer.
+_PACKET_TOKENS = 16_384
+_LEAST_TOKENS, _FINISHED_TOKENS = 256, 32
+
+OUTCOME = pa.schema(
+    [
+        (
+            "pairs",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("task", pa.int16()),
+                        ("key", pa.binary(16)),
+                        ("state", pa.int8()),  # 1 ok, 2 rejected, 3 failed
+                        ("made", pa.bool_()),
+                        ("error_code", pa.string()),
+                        ("error_message", pa.string()),
+                    ]
+                )
+            ),
+        ),
+        ("not_applicable", pa.list_(pa.int16())),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("worker", pa.string()),
+        ("dtype", pa.string()),
+        ("busy_seconds", pa.float64()),
+    ]
+)
+STATES = {"ok": 1, "rejected": 2, "failed": 3}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSettings:
+    """What the stages of one run share; small, because every actor's constructor gets it."""
+
+    model: str
+    revision: str | None
+    engine: EngineConfig
+    limits: LimitsSpec
+    context: RunContext
+    source_path: str
+    image_roots: tuple[str, ...]
+    table: str
+    carry: pa.Schema
+    retry_failed: bool
+    pixels: bool = True
+
+    def folder(self) -> Path:
+        """The model's folder on this node: staged from a bucket once, or found in the hub's cache."""
+        return resolve_checkpoint(stage_model(self.model, self.revision), self.revision)
+
+
+class PrepareStage:
+    """Source rows → prepared documents in packets of a bounded number of tokens."""
+
+    def __init__(self, settings: StageSettings, done: list[ray.ObjectRef]) -> None:
+        self._prepare = Prepare(
+            model_folder=str(settings.folder()),
+            tasks=settings.context.tasks,
+            limits=settings.limits,
+            model_revision=settings.context.model_revision,
+            # In a list, so that Ray does not copy it into the constructor's arguments.
+            done=ray.get(done[0]),
+            image_reader=ImageReader(settings.source_path, settings.image_roots),
+            pixels=settings.pixels,
+            retry_failed=settings.retry_failed,
+        )
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One row per packet."""
+        return pack(self._prepare(rows))
+
+
+class GenerateStage:
+    """Packets → generated documents; the model loads when the first packet with something to do arrives."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        engine = dataclasses.replace(settings.engine, model=str(settings.folder()), revision=None)
+        if engine.device == "cpu":
+            # Ray would leave one thread to an actor that asks for one CPU.
+            engine = dataclasses.replace(engine, threads=usable_cores())
+        self._generate = Generate(engine, settings.context.tasks)
+        self._worker = ray.get_runtime_context().get_actor_id() or "driver"
+
+    def __call__(self, packets: pa.Table) -> pa.Table:
+        """One row per document, with its generations."""
+        generated = self._generate(unpack(packets))
+        return generated.append_column("worker", pa.array([self._worker] * generated.num_rows, pa.string()))
+
+
+class Finish:
+    """Generated documents → durable rows in `_work/`, and what became of each document."""
+
+    def __init__(self, settings: StageSettings) -> None:
+        self._settings = settings
+
+    def __call__(self, generated: pa.Table) -> pa.Table:
+        """A table of OUTCOME; the rows are safe once it returns."""
+        settings = self._settings
+        processor = cached_processor(str(settings.folder()))
+        rows = collect(generated, settings.context, processor, output_schema(settings.carry))
+        if rows.num_rows:
+            write_work(Location(settings.table), settings.context.run_id, rows)
+        made = {row["key"]: row for row in rows.select(["key", "status", "error_code", "error_message"]).to_pylist()}
+        columns = ["pairs", "not_applicable", "requests", "results", "worker", "dtype", "busy_seconds"]
+        documents = generated.select(columns).to_pylist()
+        return pa.Table.from_pylist([_outcome(document, made) for document in documents], schema=OUTCOME)
+
+
+def pack(documents: pa.Table) -> pa.Table:
+    """Documents → packets: neighbours together until their encoder tokens fill one. One column, a list of structs."""
+    whole = pa.StructArray.from_arrays([_one(column) for column in documents.columns], fields=list(documents.schema))
+    costs = [_cost(requests) for requests in documents.column("requests").to_pylist()]
+    offsets, filled = [0], 0
+    for i, cost in enumerate(costs):
+        if filled and filled + cost > _PACKET_TOKENS:
+            offsets.append(i)
+            filled = 0
+        filled += cost
+    offsets.append(len(costs))
+    if not costs:
+        offsets = [0]
+    return pa.table({"packet": pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), whole)})
+
+
+def unpack(packets: pa.Table) -> pa.Table:
+    """The documents of some packets, in order."""
+    whole = _one(packets.column("packet")).flatten()
+    return pa.Table.from_arrays(whole.flatten(), schema=pa.schema(list(whole.type)))
+
+
+def _cost(requests: list[dict[str, Any]] | None) -> int:
+    if not requests:
+        return _FINISHED_TOKENS
+    return max(_LEAST_TOKENS, sum(request["input_tokens"] for request in requests))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def _outcome(document: dict[str, Any], made: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    results = document["results"] or ()
+    encoded = {pair["request"] for pair in document["pairs"] if pair["state"] == TODO and pair["error_code"] is None}
+    requests = document["requests"] or ()
+    return {
+        "pairs": [_pair(pair, made.get(pair["key"].hex())) for pair in document["pairs"]],
+        "not_applicable": document["not_applicable"],
+        "input_tokens": sum(requests[i]["input_tokens"] for i in encoded),
+        "output_tokens": sum(result["output_tokens"] for result in results),
+        "worker": document["worker"],
+        "dtype": document["dtype"],
+        "busy_seconds": document["busy_seconds"],
+    }
+
+
+def _pair(pair: dict[str, Any], row: dict[str, Any] | None) -> dict[str, Any]:
+    made = pair["state"] == TODO
+    return {
+        "task": pair["task"],
+        "key": pair["key"],
+        "state": STATES[row["status"]] if made and row else pair["state"],
+        "made": made,
+        "error_code": row["error_code"] if made and row else None,
+        "error_message": row["error_message"] if made and row else None,
+    }
+
+
+def keys_in(outcome: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Keys (S16), task indices and states of all pairs of some outcomes."""
+    pairs = _one(outcome.column("pairs")).flatten()
+    keys = np.frombuffer(b"".join(pairs.field("key").to_pylist()), dtype="S16")
+    return keys, pairs.field("task").to_numpy(), pairs.field("state").to_numpy()
