@@ -35,8 +35,8 @@ def explain(error: BaseException) -> Failure:
     if callable(said := getattr(error, "format_message", None)):
         text = one_line(said()).replace("Value error, ", "")
         return Failure([f"{text} (corpusmill --help)"] if text else [], 2)
-    said = one_line(str(error))
-    name = type(error).__name__
+    origin = _origin(error)
+    said, name = one_line(str(origin)), type(origin).__name__
     return Failure([f"unexpected {name}{f': {_clip(said)}' if said else ''} (--debug shows where)"], 1)
 
 
@@ -50,6 +50,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
             yield from _causes(inner)
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What happened first: wrappers of Ray print whole tracebacks as their message."""
+    for _ in range(20):
+        inner = getattr(error, "cause", None)
+        inner = inner if isinstance(inner, BaseException) else error.__cause__
+        if inner is None:
+            break
+        error = inner
+    return error
 
 
 def _clip(text: str) -> str:

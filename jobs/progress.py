@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
@@ -106,12 +107,12 @@ def _bar(console: Console) -> Iterator[OnProgress]:
     rates = Rates()
     columns = (
         SpinnerColumn(),
-        BarColumn(bar_width=None),
         TextColumn("{task.fields[done]}", table_column=Column(no_wrap=True)),
+        _Bar(bar_width=None),
         _Speed(rates, roomy=console.width >= _ROOMY),
     )
     with Bar(*columns, console=console, expand=True, transient=True) as bar:
-        task = bar.add_task("", total=None, done="starting")
+        task = bar.add_task("", total=None, done="starting the workers and the model")
 
         def on_progress(progress: Progress) -> None:
             rates.add(progress)
@@ -120,6 +121,14 @@ def _bar(console: Console) -> Iterator[OnProgress]:
             bar.update(task, total=total, completed=progress.documents, done=done)
 
         yield on_progress
+
+
+class _Bar(BarColumn):
+    """A bar once there is something to measure; without colours a waiting bar looks like a full one."""
+
+    def render(self, task: Task) -> Any:
+        """Nothing, or the bar."""
+        return Text() if task.total is None else super().render(task)
 
 
 class _Speed(ProgressColumn):

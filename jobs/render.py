@@ -148,21 +148,18 @@ def show_estimate(console: Console, report: RunReport, price_per_hour: float | N
         f"{count(report.documents_made, 'document')} took {duration(took)} on {workers} "
         f"({rate(1 / each) if each else '?'} documents/s, start-up not counted). At that pace the whole corpus of "
         f"{count(report.documents, 'document')} takes about {duration(whole)}"
-        + (f" and costs about {whole / 3600 * report.workers * price_per_hour:,.2f}" if price_per_hour else "")
+        + (f" and costs {_cost(whole / 3600 * report.workers * price_per_hour)}" if price_per_hour else "")
         + ".",
     )
-    if report.documents_made < 20:
+    if report.documents_made < 20 and report.documents > 100:
         plain(console, "A sample this small says little; try --sample 100.", "dim")
 
 
 def show_plan(console: Console, report: PlanReport) -> None:
     """What a run would do, task by task and by length of the input."""
     source = f"{count(report.files, 'file')}, {size(report.source_bytes)}"
-    plain(
-        console,
-        f"{count(report.documents, 'document')} in {source}; {report.documents_todo:,} have something to do.",
-        "bold",
-    )
+    todo = f"{report.documents_todo:,} have rows to make" if report.documents_todo else "nothing is left to do"
+    plain(console, f"{count(report.documents, 'document')} in {source}; {todo}.", "bold")
     console.print()
     rows = [
         (
@@ -178,14 +175,14 @@ def show_plan(console: Console, report: PlanReport) -> None:
         heading(console, "Input by length")
         lengths = [(f"up to {b.max_tokens:,}", f"{b.documents:,}", f"{b.tokens:,}") for b in report.buckets]
         console.print(table([("tokens per document", "right"), ("documents", "right"), ("tokens", "right")], lengths))
-    console.print()
-    plain(
-        console, f"To encode: {report.input_tokens:,} tokens. To decode: at most {report.max_output_tokens:,} tokens."
-    )
-    if report.estimate_seconds is not None:
-        plain(console, f"Estimate: about {duration(report.estimate_seconds)} ({report.estimate_basis}).")
-    elif report.documents_todo:
-        plain(console, f"No estimate yet: {report.estimate_basis}")
+    if report.documents_todo:
+        console.print()
+        encode, decode = report.input_tokens, report.max_output_tokens
+        plain(console, f"To encode: {encode:,} tokens. To decode: at most {decode:,} tokens.")
+        if report.estimate_seconds is None:
+            plain(console, f"No estimate: {report.estimate_basis}.")
+        else:
+            plain(console, f"Estimate: about {duration(report.estimate_seconds)} ({report.estimate_basis}).")
     show_errors(console, report.errors, "Cannot work")
     show_warnings(console, report.warnings)
     console.print()
@@ -208,6 +205,10 @@ def _speed(report: RunReport) -> str:
         return ""
     tokens = report.input_tokens + report.output_tokens
     return f" ({rate(report.documents_made / took)} documents/s, {rate(tokens / took)} tokens/s)"
+
+
+def _cost(price: float) -> str:
+    return f"about {price:,.2f}" if price >= 0.01 else "less than 0.01"
 
 
 def _clip(text: str, width: int) -> str:

@@ -93,8 +93,9 @@ def plan_file(path: Path, *, as_json: bool) -> None:
     loaded = load_job(path)
     from pipelines.plan import plan_job
 
-    with err.status("reading the source") if err.is_terminal else nullcontext():
-        report = plan_job(loaded.job, say=lambda line: err.print(Text(line, style="dim"), soft_wrap=True))
+    with err.status("reading the source") if err.is_terminal else nullcontext() as spinner:
+        # What plan_job says on its way is in the report too: it is for those who wait.
+        report = plan_job(loaded.job, say=spinner.update if spinner else lambda line: None)
     if as_json:
         document = {**dataclasses.asdict(report), "errors": errors_as_json(report.errors)}
         print(json.dumps(document, ensure_ascii=False, indent=2))

@@ -42,7 +42,9 @@ def _modules() -> list[Path]:
 
 # Split, so that this file does not hold what it looks for.
 FORBIDDEN = {
-    "a path of one machine": re.compile("|".join(["/ho" + r"me/\w", "/wo" + "rk/", "/ro" + "ot/", "/Us" + r"ers/\w"])),
+    "a path of one machine": re.compile(
+        "|".join(["/ho" + r"me/(?!somebody\b)\w", "/wo" + "rk/", "/ro" + "ot/", "/Us" + r"ers/\w"])
+    ),
     "a private key": re.compile("BEGIN [A-Z ]*PRIVATE" + " KEY"),
     "an AWS access key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),

@@ -270,7 +270,7 @@ def test_a_plan() -> None:
         estimate_basis="3.2 documents/s in run x",
     )
     text = drawn(show_plan, report)
-    assert text.startswith("2,600 documents in 3 files, 123.5 MB; 1,200 have something to do.")
+    assert text.startswith("2,600 documents in 3 files, 123.5 MB; 1,200 have rows to make.")
     assert "up to 512       1,000   300,000" in text
     assert "about 1 h 7 min (3.2 documents/s in run x)" in text
 
