@@ -36,7 +36,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     port = _free_port()
     (folder / "corpus").mkdir(parents=True, exist_ok=True)
     command = [_rclone(), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"]
-    cache = ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--log-level", "ERROR"]
+    cache = ["--vfs-cache-mode", "off", "--log-level", "ERROR"]
     process = subprocess.Popen(
         [*command, *cache, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_plain_environment()
     )
