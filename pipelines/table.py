@@ -30,7 +30,7 @@ def write_work(table: Location, run_id: str, rows: pa.Table) -> None:
     footer = {**footer_keys(run_id), SHARES: json.dumps(_shares(rows)).encode()}
     with TableFile(sink, rows.schema, footer) as file:
         file.write(rows)
-    table.child("_work", run_id, f"{uuid.uuid4().hex}.parquet").write_bytes(sink.getvalue())
+    table.child("_work", run_id, f"{uuid.uuid4().hex}.parquet").write_bytes(sink.getvalue().to_pybytes())
 
 
 def footer_keys(run_id: str, job_hash: str | None = None) -> dict[bytes, bytes]:
