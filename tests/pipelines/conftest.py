@@ -1,0 +1,43 @@
+"""One S3 server and one local Ray for all tests of this folder: both take seconds to start."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import Shape, make_checkpoint
+from tests.s3_server import S3Server, s3_server
+
+# Long enough for the prompts, small enough to run in a blink.
+SHAPE = Shape(name="pipeline", kv_heads=1, window=16, eos_scale=1.1)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server whose settings stand in the environment."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def local_ray(s3: S3Server) -> Iterator[None]:
+    """A local Ray whose workers know the S3 server; runs join it."""
+    import ray
+
+    from infra.cluster import _QUIET
+
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint with a tokenizer, random weights."""
+    return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", SHAPE)
