@@ -1,9 +1,7 @@
-"""Checkpoints: find the folder, name its content, read its tensors. Safetensors only."""
+"""Checkpoints: which tensors a folder holds, and reading them. Safetensors only."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,82 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .config import read_json
 from .errors import ModelError
-
-# Everything that decides what a model computes; nothing else in a folder changes its revision.
-_SIDE_FILES = (
-    "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "preprocessor_config.json", "processor_config.json", "generation_config.json", "tasks.json",
-)  # fmt: skip
-_INDEX = "model.safetensors.index.json"
-_HASH_CACHE_FROM = 64 << 20
+from .folder import weight_files
 
 # Checkpoint layouts differ by these infixes only: "released" leaves them out, "in memory" spells them.
 _INFIXES = {"encoder.text_model.": "encoder.", "vision_tower.vision_model.": "vision_tower."}
 # Tensors that a checkpoint may hold and this runtime does not use.
 _UNUSED_PREFIXES = ("encoder.vision_tower.head.", "encoder.vision_tower.embeddings.position_ids")
 _TIED_COPIES = ("decoder.embed_tokens.weight", "decoder.embed_tokens.eoi_embedding", "lm_head.out_proj.weight")
-
-
-def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
-    """The local folder of a model: a folder as it is, a hub id from the Hugging Face cache or the hub.
-
-    Uses the standard HF_HOME, HF_TOKEN and HF_HUB_OFFLINE; a cached model works offline. ModelError names what
-    is missing.
-    """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise ModelError(f"model {model!r} is neither a folder nor a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.safetensors", _INDEX, *_SIDE_FILES]
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"model {model!r} is not in the Hugging Face cache and the hub cannot be reached; "
-            "name a local folder, or download it while online"
-        ) from error
-    except (HfHubHTTPError, ValueError, OSError) as error:
-        raise ModelError(
-            f"model {model!r} cannot be fetched from the hub ({type(error).__name__}); "
-            "check the name and revision, and for a gated model set HF_TOKEN and accept its terms"
-        ) from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, sharded or not, in name order; ModelError when there are none."""
-    index = read_json(folder / _INDEX)
-    if index is not None:
-        names = sorted(set((index.get("weight_map") or {}).values()))
-        if any(Path(name).name != name for name in names):
-            raise ModelError(f"{folder / _INDEX} names a file outside the model folder")
-    else:
-        names = ["model.safetensors"] if (folder / "model.safetensors").exists() else []
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
-    if not names:
-        hint = "; convert its pickled weights to safetensors" if list(folder.glob("*.bin")) else ""
-        raise ModelError(f"{folder} has no model.safetensors{hint}")
-    return [folder / name for name in names]
-
-
-def model_revision(folder: Path) -> str:
-    """SHA-256 (hex) over names and contents of config, weights, tokenizer, processor and tasks files.
-
-    The same for a hub id, a folder and a bucket that hold the same files. Hashes of large files are remembered
-    under the user's cache folder by path, size and modification time.
-    """
-    digest = hashlib.sha256()
-    side = [folder / name for name in _SIDE_FILES if (folder / name).exists()]
-    for path in sorted([*weight_files(folder), *side], key=lambda p: p.name):
-        digest.update(f"{path.name}\0{_file_sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def canonical_name(name: str) -> str:
@@ -107,9 +37,7 @@ def load_tensors(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -
         yield name, read()
 
 
-def _stored(
-    folder: Path, expected: Mapping[str, torch.Size], tied: bool
-) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+def _stored(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     seen: set[str] = set()
     for path in weight_files(folder):
         try:
@@ -157,31 +85,6 @@ def _check(
     if shape != tuple(expected[name]):
         raise ModelError(f"{path}: tensor {stored} has shape {list(shape)}, the config says {list(expected[name])}")
     seen.add(name)
-
-
-def _file_sha256(path: Path) -> str:
-    stat = path.stat()
-    if stat.st_size < _HASH_CACHE_FROM:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    base = os.environ.get("CORPUSMILL_CACHE") or Path.home() / ".cache" / "corpusmill"
-    identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    remembered = Path(base) / "sha256" / hashlib.sha256(identity.encode()).hexdigest()
-    try:
-        text = remembered.read_text()
-        if len(text) == 64:
-            return text
-    except OSError:
-        pass
-    with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    try:
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        temporary = remembered.with_suffix(f".{os.getpid()}")
-        temporary.write_text(value)
-        temporary.replace(remembered)
-    except OSError:
-        pass  # A read-only home only costs the time to hash again.
-    return value
 
 
 def _first_line(error: BaseException) -> str:

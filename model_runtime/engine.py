@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from .cache import DocumentKeys
-from .checkpoint import resolve_checkpoint
 from .errors import ErrorCode, RequestError
+from .folder import resolve_checkpoint
 from .memory import cache_budget, is_out_of_memory
 from .model import T5Gemma2
 from .rows import Rows

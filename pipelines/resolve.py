@@ -11,7 +11,7 @@ import pyarrow as pa
 from infra.cluster import Cluster
 from infra.storage import stage_model
 from model_runtime import EngineConfig, ModelError
-from model_runtime.checkpoint import model_revision, resolve_checkpoint
+from model_runtime.folder import model_revision, resolve_checkpoint
 from model_runtime.model import check_checkpoint
 from model_runtime.processing import Processor
 from workers.collect import RunContext

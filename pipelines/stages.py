@@ -14,7 +14,7 @@ import ray
 from infra.cluster import usable_cores
 from infra.storage import Location, stage_model
 from model_runtime import EngineConfig
-from model_runtime.checkpoint import resolve_checkpoint
+from model_runtime.folder import resolve_checkpoint
 from workers.collect import RunContext, cached_processor, collect
 from workers.generate import Generate
 from workers.image_reader import ImageReader

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from model_runtime import Backend, Decode, EngineConfig, ErrorCode, Generation, Request, RequestError, load_backend
-from model_runtime.checkpoint import resolve_checkpoint
+from model_runtime.folder import resolve_checkpoint
 from model_runtime.processing import Processor
 
 from .engine_thread import EngineThread

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import resolve_checkpoint
 from ..config import ModelConfig
 from ..errors import ErrorCode, ModelError, RequestError
+from ..folder import resolve_checkpoint
 from ..model import choose_device, choose_dtype
 from ..sampling import Sampler
 from ..stopping import StopChecker
