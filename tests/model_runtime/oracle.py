@@ -195,3 +195,26 @@ def _random_pixels(shape: Shape, images: int, rng: random.Random) -> Any:
     if rng.random() < 0.75:
         return pixels
     return torch.from_numpy(pixels).float() / 127.5 - 1
+
+
+@torch.inference_mode()
+def long_states(oracle: Oracle, request: Request) -> Any:
+    """`oracle.states` for a document whose masks transformers itself cannot afford: 19 GB at 32,768 tokens.
+
+    The mask comes from transformers' own window function, evaluated some rows at a time; full layers need none.
+    """
+    from transformers.models.t5gemma2.modeling_t5gemma2 import sliding_window_mask_function
+
+    length, window = len(request.input_ids), oracle.model.config.encoder.text_config.sliding_window
+    visible = sliding_window_mask_function(window, is_causal=False)
+    keys = torch.arange(length, dtype=torch.int32)
+    mask = torch.zeros(1, 1, length, length)
+    for start in range(0, length, 1024):
+        rows = mask[0, 0, start : start + 1024]
+        queries = torch.arange(start, start + len(rows), dtype=torch.int32)[:, None]
+        rows.masked_fill_(~visible(0, 0, queries, keys), float("-inf"))
+    return oracle.model.get_encoder()(
+        input_ids=torch.as_tensor(np.asarray(request.input_ids, dtype=np.int64))[None],
+        attention_mask={"full_attention": None, "sliding_attention": mask},
+        pixel_values=None if request.pixel_values is None else oracle._pixels(request.pixel_values),
+    )
