@@ -78,11 +78,14 @@ class ImageReader:
         with location.errors():
             # Not following a link that was put there since; not waiting for a pipe's other end.
             handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with open(handle, "rb") as file:
-                entry = os.fstat(handle)
-                if not stat.S_ISREG(entry.st_mode):
-                    raise _failure(ErrorCode.IMAGE_NOT_FOUND, path, "it is not a file")
+        try:
+            entry = os.fstat(handle)
+            if not stat.S_ISREG(entry.st_mode):
+                raise _failure(ErrorCode.IMAGE_NOT_FOUND, path, "it is not a file")
+            with open(handle, "rb", closefd=False) as file:
                 data = self._bounded(lambda: file.read(self.max_bytes + 1), entry.st_size, path)
+        finally:
+            os.close(handle)
         return data, f"{entry.st_size}-{entry.st_mtime_ns}"
 
     def _read_remote(self, location: Location, path: str) -> tuple[bytes, str]:

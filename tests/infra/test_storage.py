@@ -164,7 +164,7 @@ def test_local_troubles(tmp_path):
         Location(str(tmp_path / "file" / "below")).read_bytes()
     with pytest.raises(StorageError, match="this is a folder"):
         Location(str(tmp_path)).open_input()
-    with pytest.raises(StorageError, match="needs a package|not known|nosuchscheme"):
+    with pytest.raises(StorageError, match="nosuchscheme"):
         Location("nosuchscheme://x/y").exists()
     with pytest.raises(StorageError, match="three slashes"):
         Location("file://data/x")
