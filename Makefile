@@ -32,6 +32,8 @@ types: $(STAMP)  ## check types
 # A virtual environment whose Python has gone (an upgrade, a moved folder) is made anew. The lock carries
 # setuptools, so the project itself installs without fetching a build environment.
 $(STAMP): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "there is no '$(PYTHON)' here; install Python 3.11 or later, or try: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "corpusmill needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1). Try: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \

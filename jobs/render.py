@@ -95,7 +95,7 @@ def show_table_path(console: Console, path: str) -> None:
     short = short_path(path)
     console.print()
     console.print(Text.assemble(("Table  ", "bold"), short), soft_wrap=True)
-    sql = "SELECT task, text FROM results LIMIT 9"
+    sql = "SELECT * FROM results LIMIT 3"
     console.print(
         Text.assemble(("Query  ", "bold"), (f'corpusmill query {shell_word(short)} "{sql}"', "cyan")), soft_wrap=True
     )

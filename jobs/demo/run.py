@@ -84,7 +84,7 @@ def _show_rejected(out: Console, path: str) -> None:
 def _show_next(out: Console, folder: Path, path: str) -> None:
     name = shell_word(short_path(path))
     job = shell_word(short_path(str(folder / "job.yaml")))
-    sql = "SELECT lang, task, text FROM results LIMIT 9"
+    sql = "SELECT * FROM results LIMIT 3"
     lines = (
         ("Table", short_path(path), ""),
         ("Query", f'corpusmill query {name} "{sql}"', "cyan"),
