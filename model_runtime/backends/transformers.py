@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import ErrorCode, ModelError, RequestError
 from ..folder import resolve_checkpoint
+from ..memory import is_out_of_memory
 from ..model import choose_device, choose_dtype
 from ..sampling import Sampler
 from ..stopping import StopChecker
@@ -66,7 +67,11 @@ class TransformersBackend:
         return str(self._model.dtype).removeprefix("torch.")
 
     def submit(self, request: Request) -> None:
-        """Queue one document."""
+        """Queue one document. ValueError for a key that is queued already."""
+        taken = [decode.key for queued in (*self._queue, request) for decode in queued.decodes]
+        for decode in request.decodes:
+            if taken.count(decode.key) > 1:
+                raise ValueError(f"key {decode.key} is already in flight")
         self._queue.append(request)
 
     def step(self) -> list[Generation]:
@@ -100,7 +105,7 @@ class TransformersBackend:
         try:
             if error is not None:
                 raise error
-            with _memory_errors():
+            with _typed_errors("encoding"):
                 states = self._encode(request)
         except RequestError as failed:
             return [Generation(key=decode.key, error=failed) for decode in request.decodes]
@@ -126,7 +131,7 @@ class TransformersBackend:
 
     def _decode_or_error(self, states: Any, decode: Decode) -> Generation:
         try:
-            with _memory_errors():
+            with _typed_errors("decoding"):
                 return self._decode(states, decode)
         except RequestError as error:
             return Generation(key=decode.key, error=error)
@@ -240,11 +245,17 @@ def _model_class() -> Any:
 
 
 @contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
+def _typed_errors(doing: str) -> Iterator[None]:
+    """Whatever goes wrong with one input becomes its RequestError; the next input gets its chance."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise RequestError(ErrorCode.OUT_OF_MEMORY, "the device ran out of memory on this input") from error
+    except RequestError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise RequestError(ErrorCode.OUT_OF_MEMORY, f"out of memory while {doing}") from error
+        line = f"{type(error).__name__} while {doing}: {_one_line(error)}"
+        raise RequestError(ErrorCode.ENGINE_CRASH, line) from error
 
 
 def _one_line(error: BaseException) -> str:

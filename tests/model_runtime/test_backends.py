@@ -348,6 +348,19 @@ def _renamed(decodes: tuple[Decode, ...]) -> tuple[Decode, ...]:
 
 
 @both
+def test_a_key_twice_in_flight_is_refused(backend: str) -> None:
+    engine = load(backend)
+    twice = document(Sampling(max_tokens=2), name="twice")
+    with pytest.raises(ValueError, match="twice/0"):
+        engine.submit(dataclasses.replace(twice, decodes=twice.decodes * 2))
+    engine.submit(twice)
+    with pytest.raises(ValueError, match="twice/0"):
+        engine.submit(twice)
+    assert [made.key for made in engine.generate([FINE])] in (["twice/0", "fine/0"], ["fine/0", "twice/0"])
+    assert tokens_of(engine, [twice])  # finished, so the key is free again
+
+
+@both
 def test_no_decodes_is_no_output(backend: str) -> None:
     assert [made.key for made in load(backend).generate([_bad(decodes=()), FINE])] == ["fine/0"]
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from model_runtime import EngineConfig, Generation, Request, Sampling, load_backend
-from tests.checkpoints import SHAPES, Shape, cached_checkpoint, shape_named
-from tests.model_runtime.oracle import Expected, corpus, make_request, oracle_for
+from model_runtime.rows import Rows
+from tests.checkpoints import BOS, SHAPES, Shape, cached_checkpoint, shape_named
+from tests.model_runtime.oracle import Expected, Oracle, corpus, make_request, oracle_for, text_ids
 
 RELATIVE = 1e-4
 # Two best tokens closer than this are a tie that rounding may break either way: such a corpus proves nothing.
@@ -202,6 +203,53 @@ def test_bfloat16_is_as_close_as_transformers(shape: Shape) -> None:
     )
     assert own_states <= BFLOAT16_RATIO * states
     assert own_logits <= BFLOAT16_RATIO * logits
+
+
+@pytest.mark.parametrize("name", ["one-kv-head", "window-33", "deep-decoder", "old-config"])
+def test_bfloat16_steps_are_as_close_as_transformers(name: str) -> None:
+    """The same bar for decoding steps: the logits after each of 40 forced tokens, past the window."""
+    shape = shape_named(name)
+    rng = random.Random(shape.name)
+    requests = [
+        make_request(shape, rng, f"d{i}", tokens=tokens, images=i % 2, prefixes=[2, 9], sampling=[Sampling()] * 2)
+        for i, tokens in enumerate([3, 40, 120])
+    ]
+    forced = [text_ids(shape, 40, rng) for request in requests for _ in request.decodes]
+    exact = _forced_oracle(oracle_for(shape, torch.float32, torch.bfloat16), requests, forced)
+    stock = _forced_oracle(oracle_for(shape, torch.bfloat16, torch.bfloat16), requests, forced)
+    ours = native(shape, stored=torch.bfloat16, dtype="bfloat16").model
+    rows = Rows(ours)
+    documents = [ours.document_keys(states) for states in ours.encode(requests)]
+    rows.enter(
+        [(keys, decode.prefix_ids) for r, keys in zip(requests, documents, strict=True) for decode in r.decodes],
+        capacity=64,
+    )
+    steps = torch.stack([rows.advance([row[i] for row in forced]) for i in range(40)], dim=1)
+    error, own = _relative_rms([stock], [exact]), _relative_rms([steps], [exact])
+    print(f"{name}: bfloat16 steps {own:.2e} (transformers {error:.2e}, ratio {own / error:.2f})")
+    assert own <= BFLOAT16_RATIO * error
+
+
+@torch.inference_mode()
+def _forced_oracle(oracle: Oracle, requests: Sequence[Request], forced: Sequence[list[int]]) -> Tensor:
+    """Logits [decodes, steps, vocabulary] after each forced token, one token at a time over transformers' cache."""
+    rows, queue = [], iter(forced)
+    for request in requests:
+        states = oracle.states(request)
+        for decode in request.decodes:
+            cache, logits = None, []
+            for ids in ([BOS, *decode.prefix_ids], *([token] for token in next(queue))):
+                out = oracle.model(
+                    encoder_outputs=states,
+                    decoder_input_ids=torch.tensor([ids]),
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                cache = out.past_key_values
+                logits.append(out.logits[0, -1].float())
+            rows.append(torch.stack(logits[1:]))
+    return torch.stack(rows)
 
 
 def _relative_rms(actual: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
