@@ -115,6 +115,8 @@ def _listed_items(items: pa.StructArray, lengths: np.ndarray, valid: pa.Array) -
 def _image_items(cells: pa.Array) -> pa.StructArray:
     kind, count = cells.type, len(cells)
     missing = cells.is_null()
+    if pa.types.is_null(kind):
+        return pa.nulls(count, IMAGE)
     if _is_string(kind):
         parts = [pa.nulls(count, pa.binary()), cells.cast(pa.string())]
     elif _is_bytes(kind):

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Location, StorageError
+from infra.storage import Location, StorageError, storage_errors
 
 from .columns import as_source_rows, unreadable_rows
 from .errors import SourceError
 from .job import SourceSpec
-from .source import RowGroup, UnreadableFile, filtered
+from .source import RowGroup, UnreadableFile, damage, filtered
 
 _ROW = "__corpusmill_row"
 # Rows decoded at once: images make them megabytes each.
@@ -25,6 +25,7 @@ UNIT = pa.schema(
         ("url", pa.string()),
         ("index", pa.int32()),
         ("first_row", pa.int64()),
+        ("rows", pa.int64()),
         ("documents", pa.int64()),
         ("duplicates", pa.list_(pa.int64())),
         ("only", pa.list_(pa.int64())),
@@ -52,19 +53,19 @@ class Read:
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """SourceError when the store cannot be read; rows that cannot be decoded carry their problem."""
         for unit in units.to_pylist():
-            problem = unit.pop("problem")
-            if problem is not None:
-                yield unreadable_rows(self._carry, url=unit["url"], rows=[_NO_ROW], problem=problem)
+            if unit["index"] is None:
+                yield unreadable_rows(self._carry, url=unit["url"], rows=[_NO_ROW], problem=unit["problem"])
             else:
                 yield from self._read(RowGroup(**unit))
 
     def _read(self, group: RowGroup) -> Iterator[pa.Table]:
-        row, ordinal = group.first_row, 0
+        row, ordinal, end = group.first_row, 0, group.first_row + group.rows
+        if group.problem is not None:
+            yield self._unreadable(group, range(row, end), group.problem)
+            return
         try:
-            with Location(group.url).open_input() as opened:
-                file = pq.ParquetFile(opened)
-                size = file.metadata.row_group(group.index).num_rows
-                pieces = file.iter_batches(
+            with storage_errors(group.url), Location(group.url).open_input() as opened, damage() as found:
+                pieces = pq.ParquetFile(opened).iter_batches(
                     batch_size=_PIECE_ROWS, row_groups=[group.index], columns=self._source.columns, use_threads=False
                 )
                 for piece in pieces:
@@ -74,11 +75,13 @@ class Read:
                     ordinal += len(rows)
         except StorageError as error:
             raise SourceError(str(error)) from error
-        except pa.ArrowException as error:
+        if found:
             # A damaged page: what came before it stands, the rest of the row group cannot be read.
-            left = range(row, group.first_row + size)
-            problem = f"row group {group.index} cannot be decoded from here on: {str(error).splitlines()[0]}"
-            yield unreadable_rows(self._carry, url=group.url, rows=left, problem=problem)
+            problem = f"row group {group.index} cannot be decoded from here on ({found[0]})"
+            yield self._unreadable(group, range(row, end), problem)
+
+    def _unreadable(self, group: RowGroup, rows: range, problem: str) -> pa.Table:
+        return unreadable_rows(self._carry, url=group.url, rows=rows, problem=problem)
 
     def _passing(self, piece: pa.RecordBatch, first_row: int) -> tuple[pa.Table, np.ndarray]:
         table = pa.Table.from_batches([piece])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import FileInfo, Location, Problem, StorageError, expand
+from infra.storage import FileInfo, Location, Problem, StorageError, expand, storage_errors
 
 from .columns import carried_schema, check_columns
 from .errors import SourceError
@@ -22,14 +23,17 @@ _PARALLEL = 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowGroup:
     """One row group of one file. `documents`: its rows that pass the filter, of which `duplicates` (by their ordinal
-    among them) repeat an id that stands earlier in the source; `only`, when given, are the ordinals to read."""
+    among them) repeat an id that stands earlier in the source; `only`, when given, are the ordinals to read.
+    `problem`: why even its ids cannot be read; all its rows are documents then."""
 
     url: str
     index: int
     first_row: int
+    rows: int
     documents: int
     duplicates: Sequence[int] = ()
     only: Sequence[int] | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,14 +120,13 @@ def sample(corpus: Corpus, count: int) -> list[RowGroup]:
 
 def _footer(file: FileInfo) -> tuple[FileInfo, pq.FileMetaData] | UnreadableFile:
     try:
-        with Location(file.url).open_input() as opened:
+        with storage_errors(file.url), Location(file.url).open_input() as opened, damage() as found:
             return file, pq.read_metadata(opened)
     except StorageError as error:
         if error.problem is Problem.MISSING:
             return UnreadableFile(url=file.url, etag=file.etag, reason="the file vanished while the source was read")
         raise SourceError(str(error)) from error
-    except pa.ArrowException as error:
-        return UnreadableFile(url=file.url, etag=file.etag, reason=f"not a Parquet file ({_first_line(error)})")
+    return UnreadableFile(url=file.url, etag=file.etag, reason=f"not a Parquet file ({found[0]})")
 
 
 def _with_duplicates(source: SourceSpec, footers: Sequence[tuple[FileInfo, pq.FileMetaData]]) -> list[RowGroup]:
@@ -132,31 +135,50 @@ def _with_duplicates(source: SourceSpec, footers: Sequence[tuple[FileInfo, pq.Fi
     for file, footer in footers:
         first = 0
         for index in range(footer.num_row_groups):
-            places.append(RowGroup(url=file.url, index=index, first_row=first, documents=0))
-            first += footer.row_group(index).num_rows
+            rows = footer.row_group(index).num_rows
+            places.append(RowGroup(url=file.url, index=index, first_row=first, rows=rows, documents=0))
+            first += rows
     with ThreadPoolExecutor(_PARALLEL) as pool:
         ids = list(pool.map(lambda place: _ids(source, place), places))
-    repeated = _repeated(ids)
+    repeated = _repeated([column for column, _ in ids])
     groups, start = [], 0
-    for place, column in zip(places, ids, strict=True):
+    for place, (column, problem) in zip(places, ids, strict=True):
         duplicates = np.flatnonzero(repeated[start : start + len(column)])
-        groups.append(replace(place, documents=len(column), duplicates=tuple(duplicates.tolist())))
         start += len(column)
+        counted = replace(place, documents=len(column), duplicates=tuple(duplicates.tolist()), problem=problem)
+        groups.append(counted)
     return groups
 
 
-def _ids(source: SourceSpec, place: RowGroup) -> pa.ChunkedArray:
+def _ids(source: SourceSpec, place: RowGroup) -> tuple[pa.ChunkedArray, str | None]:
+    """The ids of the rows that pass; or as many nulls as there are rows, and why the ids cannot be read."""
     columns = list(dict.fromkeys([source.id, *(column for column, _, _ in source.filter or ())]))
     try:
-        with Location(place.url).open_input() as opened:
+        with storage_errors(place.url), Location(place.url).open_input() as opened, damage() as found:
             table = pq.ParquetFile(opened).read_row_group(place.index, columns=columns, use_threads=False)
-        return filtered(table, source).column(source.id).cast(pa.string())
     except StorageError as error:
         raise SourceError(str(error)) from error
+    if found:
+        problem = f"row group {place.index} cannot be decoded ({found[0]})"
+        return pa.chunked_array([pa.nulls(place.rows, pa.string())]), problem
+    return filtered(table, source).column(source.id).cast(pa.string()), None
+
+
+@contextmanager
+def damage() -> Iterator[list[str]]:
+    """Catch what Arrow says of bytes it cannot decode: its own types, or an OSError without an errno.
+
+    The list holds one line after such an error, and stays empty otherwise; trouble of the store goes on its way.
+    """
+    found: list[str] = []
+    try:
+        yield found
     except pa.ArrowException as error:
-        raise SourceError(
-            f"{place.url}, row group {place.index}: column {source.id} cannot be read ({_first_line(error)})"
-        ) from error
+        found.append(first_line(error))
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None:
+            raise
+        found.append(first_line(error))
 
 
 def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
@@ -167,7 +189,7 @@ def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
     try:
         return table.filter(expression)
     except pa.ArrowException as error:
-        raise SourceError(f"source.filter: {_first_line(error)}") from error
+        raise SourceError(f"source.filter: {first_line(error)}") from error
 
 
 def _repeated(ids: Iterable[pa.ChunkedArray]) -> np.ndarray:
@@ -185,5 +207,6 @@ def _repeated(ids: Iterable[pa.ChunkedArray]) -> np.ndarray:
     return repeated
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's message, its first line alone."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

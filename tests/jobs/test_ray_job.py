@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from tests.pipelines.corpora import documents, write_shards
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sysconfig.get_path("scripts")
+TOKEN = secrets.token_hex(32)
 
 
 def free_port() -> int:
@@ -33,9 +35,12 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
+    """The environment of a person at a shell whose head asks for a token, as Ray's does by default."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return kept | {
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
         "RAY_USAGE_STATS_ENABLED": "0",
         "NO_COLOR": "1",
     }
@@ -75,7 +80,8 @@ def wait_for_jobs_api(address: str, head: subprocess.Popen[bytes]) -> None:
     while time.monotonic() < deadline:
         assert head.poll() is None, "ray start ended at once"
         try:
-            opener.open(f"{address}/api/jobs/", timeout=2).close()
+            asked = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {TOKEN}"})
+            opener.open(asked, timeout=2).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)

@@ -1,0 +1,151 @@
+"""The source alone: any column form, true rows, repeated ids, damaged files, and packets of documents."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.errors import SourceError
+from pipelines.job import SourceSpec
+from pipelines.read import Read, as_units
+from pipelines.source import sample, scan
+from pipelines.stages import pack, unpack
+
+PNG = b"\x89PNG"
+
+
+def spec(path, **changes) -> SourceSpec:
+    return SourceSpec.model_validate({"path": str(path), "id": "id", "text": "text", **changes})
+
+
+def write(path, columns, group=2) -> None:
+    pq.write_table(pa.table(columns), path, row_group_size=group)
+
+
+def read(source: SourceSpec, groups=None) -> list[dict]:
+    corpus = scan(source)
+    pieces = Read(source, corpus.carry)(as_units(corpus.row_groups if groups is None else groups, corpus.unreadable))
+    return [row for piece in pieces for row in piece.to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([PNG, None]), [[(PNG, None)], None]),
+        (pa.array([PNG, None], pa.large_binary()), [[(PNG, None)], None]),
+        (pa.array(["a.png", None]), [[(None, "a.png")], None]),
+        (pa.array(["a.png", "a.png"]).dictionary_encode(), [[(None, "a.png")], [(None, "a.png")]]),
+        (pa.array([{"bytes": PNG, "path": "x"}, {"bytes": None, "path": None}]), [[(PNG, "x")], None]),
+        (pa.array([{"path": "x"}, None]), [[(None, "x")], None]),
+        (pa.array([[PNG, PNG], []]), [[(PNG, None), (PNG, None)], []]),
+        (pa.array([["a", None], None]), [[(None, "a"), None], None]),
+        (pa.array([[{"bytes": PNG, "path": None}], None]), [[(PNG, None)], None]),
+        (pa.nulls(2), [None, None]),
+    ],
+    ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
+)
+def test_images_come_in_any_form(tmp_path, column, expected):
+    write(tmp_path / "a.parquet", {"id": ["x", "y"], "text": ["t", None], "photo": column})
+    rows = read(spec(tmp_path, images="photo"))
+    got = [
+        None if row["images"] is None else [item and (item["bytes"], item["path"]) for item in row["images"]]
+        for row in rows
+    ]
+    assert got == expected
+    assert [row["text"] for row in rows] == ["t", None]
+
+
+def test_ids_become_strings_and_rows_keep_their_places(tmp_path):
+    write(tmp_path / "b.parquet", {"id": [1, 2, 3, 4, 5], "text": list("abcde"), "keep": [1, 0, 1, 0, 1]})
+    write(tmp_path / "a.parquet", {"id": [9], "text": ["z"], "keep": [1]})
+    rows = read(spec(tmp_path, filter=[["keep", "=", 1]], carry=["keep"]))
+    assert [(r["document_id"], r["source_row"], r["source_path"].rsplit("/", 1)[-1]) for r in rows] == [
+        ("9", 0, "a.parquet"), ("1", 0, "b.parquet"), ("3", 2, "b.parquet"), ("5", 4, "b.parquet"),
+    ]  # fmt: skip
+    assert rows[0]["carry"] == {"keep": 1}
+
+
+def test_the_first_of_a_repeated_id_wins_over_files_and_row_groups(tmp_path):
+    write(tmp_path / "a.parquet", {"id": ["x", None, "y", "x", None], "text": list("abcde")})
+    write(tmp_path / "b.parquet", {"id": ["y", "z"], "text": list("fg")})
+    rows = read(spec(tmp_path))
+    assert [(r["text"], r["duplicate"]) for r in rows] == [
+        ("a", False), ("b", False), ("c", False), ("d", True), ("e", False), ("f", True), ("g", False),
+    ]  # fmt: skip
+
+
+def test_a_sample_is_spread_over_the_corpus(tmp_path):
+    for name in "abc":
+        write(tmp_path / f"{name}.parquet", {"id": [f"{name}{i}" for i in range(7)], "text": ["t"] * 7})
+    corpus = scan(spec(tmp_path))
+    picked = [row["document_id"] for row in read(spec(tmp_path), sample(corpus, 5))]
+    assert picked == ["a0", "a5", "b3", "c1", "c6"]
+    assert len(read(spec(tmp_path), sample(corpus, 100))) == 21
+
+
+def test_files_that_are_no_parquet_are_reported_beside_those_that_are(tmp_path):
+    write(tmp_path / "a.parquet", {"id": ["x"], "text": ["t"]})
+    (tmp_path / "b.parquet").write_bytes(b"nothing of the kind")
+    (tmp_path / "_c.parquet").write_bytes(b"hidden: not looked at")
+    corpus = scan(spec(tmp_path))
+    assert [file.url.rsplit("/", 1)[-1] for file in corpus.unreadable] == ["b.parquet"]
+    rows = read(spec(tmp_path))
+    assert rows[1]["source_row"] == -1 and "not a Parquet file" in rows[1]["problem"]
+
+
+def test_a_damaged_page_costs_its_row_group_alone(tmp_path):
+    texts = [f"text number {i} " * 50 for i in range(6)]
+    pq.write_table(
+        pa.table({"id": list("uvwxyz"), "text": texts}), tmp_path / "a.parquet", row_group_size=2,
+        compression="none", use_dictionary=False, data_page_version="1.0",
+    )  # fmt: skip
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    column = pq.read_metadata(tmp_path / "a.parquet").row_group(1).column(1)
+    start = column.data_page_offset
+    data[start : start + 12] = b"\xff" * 12  # the page header
+    (tmp_path / "a.parquet").write_bytes(data)
+    rows = read(spec(tmp_path))
+    assert [row["source_row"] for row in rows] == list(range(6))
+    assert [row["problem"] is not None for row in rows] == [False, False, True, True, False, False]
+    assert rows[4]["text"] == texts[4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"text": "body"}, "'body'"),
+        ({"images": "id", "text": "number"}, "'number' is int64"),
+        ({"carry": ["text"], "text": "text"}, "'text'"),
+        ({"filter": [["number", "=", "one"]]}, "filter"),
+        ({"id": "ratio"}, "'ratio' is double"),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_line(tmp_path, changes, word):
+    write(tmp_path / "a.parquet", {"id": ["x"], "text": ["t"], "number": [1], "ratio": [0.5]})
+    with pytest.raises(SourceError) as caught:
+        scan(spec(tmp_path, **changes))
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_carried_columns_must_be_of_one_type(tmp_path):
+    write(tmp_path / "a.parquet", {"id": ["x"], "text": ["t"], "year": [1]})
+    write(tmp_path / "b.parquet", {"id": ["y"], "text": ["t"], "year": ["1"]})
+    with pytest.raises(SourceError, match="'year' is int64 in .* and string in"):
+        scan(spec(tmp_path, carry=["year"]))
+
+
+def test_packets_hold_neighbours_up_to_a_budget_of_tokens():
+    tokens = [9_000, 6_000, 5_000, 200, 200, 40_000, 10]
+    request = pa.list_(pa.struct([("input_tokens", pa.int32())]))
+    requests = [[{"input_tokens": count}] for count in tokens]
+    requests[4] = []  # nothing to do: almost free
+    documents = pa.table({"n": np.arange(7), "requests": pa.array(requests, request)})
+    packets = pack(documents)
+    assert [[d["n"] for d in packet] for packet in packets.column("packet").to_pylist()] == [
+        [0, 1], [2, 3, 4], [5], [6],
+    ]  # fmt: skip
+    assert unpack(packets).to_pylist() == documents.to_pylist()
+    assert unpack(packets.slice(1, 2)).column("n").to_pylist() == [2, 3, 4, 5]
+    assert unpack(pack(documents.slice(0, 0))).num_rows == 0
