@@ -394,9 +394,10 @@ def make_tokenizer(vocab: int) -> Tokenizer:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A", pair="<bos> $A <bos> $B", special_tokens=[("<bos>", BOS)]
     )
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", *_IMAGE_TOKENS]
+    special, plain = ["<pad>", "<eos>", "<bos>", "<unk>", *_IMAGE_TOKENS[:2]], ["\n\n", *_IMAGE_TOKENS[2:]]
+    # As released: the placeholder is an added token that is not marked special.
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
-    tokenizer.add_tokens([AddedToken("\n\n", normalized=False, special=False)])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
     assert tokenizer.get_vocab_size() == vocab
     return tokenizer
 
