@@ -89,7 +89,7 @@ class WorkersSpec(BaseModel):
 
 
 class JobSpec(BaseModel):
-    """A whole job. Paths may hold ${ENV}: they are kept unexpanded here and expanded where they are used."""
+    """A whole job, its ${ENV} filled in; the file as it was written goes into the manifest."""
 
     model_config = _STRICT
 

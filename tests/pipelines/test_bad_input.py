@@ -137,7 +137,7 @@ def test_a_source_that_does_not_fit_is_named(tmp_path, model):
         with pytest.raises(SourceError) as caught:
             run_job(make_job(tmp_path, model, source=source), job_text="")
         assert word in one_line(caught.value)
-    with pytest.raises(SourceError, match="nothing|not there|no such|does not exist") as caught:
+    with pytest.raises(SourceError, match=r"nothing|not there|no such|does not exist") as caught:
         run_job(make_job(tmp_path, model, source={"path": str(tmp_path / "elsewhere")}), job_text="")
     assert "elsewhere" in one_line(caught.value)
     (tmp_path / "junk").mkdir()

@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_named_in_one_line(tmp_path, changes, word):
 def test_carried_columns_must_be_of_one_type(tmp_path):
     write(tmp_path / "a.parquet", {"id": ["x"], "text": ["t"], "year": [1]})
     write(tmp_path / "b.parquet", {"id": ["y"], "text": ["t"], "year": ["1"]})
-    with pytest.raises(SourceError, match="'year' is int64 in .* and string in"):
+    with pytest.raises(SourceError, match=r"'year' is int64 in .* and string in"):
         scan(spec(tmp_path, carry=["year"]))
 
 
