@@ -67,6 +67,11 @@ class OwnKeys:
         for tensor in (*self.keys, *self.values):
             tensor[target] = tensor[source]
 
+    def wipe(self, row: int) -> None:
+        """Zero a row."""
+        for tensor in (*self.keys, *self.values):
+            tensor[row] = 0
+
     def release(self) -> None:
         """Give the memory back; only when no row is in use."""
         self.rows = self.capacity = 0

@@ -94,6 +94,9 @@ class NativeBackend:
         taken = sorted(self._open.intersection(keys)) or sorted({key for key in keys if keys.count(key) > 1})
         if taken:
             raise ValueError(f"key {taken[0]} is already in flight")
+        if any(decode.sampling.stop for decode in request.decodes) and self._has_tokenizer:
+            # Now, and not with a row already taken: a tokenizer that cannot be read raises ModelError here.
+            self._tokenizer()
         self._open.update(keys)
         error = check_request(request, self.model.config, self._has_tokenizer)
         if error is not None:
@@ -120,16 +123,18 @@ class NativeBackend:
 
     def close(self) -> None:
         """Drop the model and everything in flight."""
-        self._rows.clear()
         self._keys.clear()
         self._flights.clear()
-        del self.model
+        # The rows know the model too.
+        del self.model, self._rows
 
     def _admit(self) -> list[Generation]:
         admission = self._scheduler.admit()
         if not admission.start:
             return []
+        started = time.perf_counter()
         done = self._encode(admission.encode)
+        self._encode_seconds += time.perf_counter() - started
         # A document whose encoding failed has been dropped, and its decodes with it.
         fresh = [(document, decode) for document, decode in admission.start if document in self._keys]
         return done + (self._enter(fresh) if fresh else [])
@@ -137,20 +142,19 @@ class NativeBackend:
     def _encode(self, documents: Sequence[Document]) -> list[Generation]:
         if not documents:
             return []
-        started = time.perf_counter()
         try:
             states = self.model.encode([document.request for document in documents])
+            if not all(bool(torch.isfinite(states_NE).all()) for states_NE in states):
+                raise non_finite()
             for document, states_NE in zip(documents, states, strict=True):
                 self._keys[document] = self.model.document_keys(states_NE)
         except Exception as error:
             for document in documents:
                 self._keys.pop(document, None)
             if len(documents) > 1:
-                # One of them is too much, or too strange: find out which, alone.
+                # One of them is too much, or too strange, for all that were packed with it: find out which, alone.
                 return [generation for document in documents for generation in self._encode([document])]
             return self._drop(documents[0], _engine_error(error, "encoding"))
-        finally:
-            self._encode_seconds += time.perf_counter() - started
         self._encodes += len(documents)
         self._encoder_tokens += sum(document.tokens for document in documents)
         return []
@@ -191,7 +195,7 @@ class NativeBackend:
             generation = self._push(self._flights[row], choices[row - first])
             if generation is not None:
                 done.append(generation)
-                self._remove(row)
+                self._remove(row, wipe=generation.error is not None)
         return done
 
     def _choose(self, logits_RV: Tensor, flights: Sequence[_Flight]) -> list[tuple[int, float] | RequestError]:
@@ -224,9 +228,9 @@ class NativeBackend:
             return self._end(flight.decode, flight.tokens, "length", flight.logprob, produced)
         return None
 
-    def _remove(self, row: int) -> None:
+    def _remove(self, row: int, wipe: bool) -> None:
         flight = self._flights[row]
-        moved = self._rows.leave(row)
+        moved = self._rows.leave(row, wipe)
         self._flights[row] = self._flights[moved]
         self._flights.pop()
         if self._scheduler.finished(flight.document):

@@ -68,17 +68,20 @@ class Rows:
         self._lengths = [length + 1 for length in self._lengths]
         if self._groups is None:
             self._groups = _group(self._documents, model.device)
-        step = Step(
-            groups=self._groups, own=self._own, rows=slice(0, len(self)), lengths=self._lengths, prefill=False
-        )
+        step = Step(groups=self._groups, own=self._own, rows=slice(0, len(self)), lengths=self._lengths, prefill=False)
         ids_R1 = torch.tensor(tokens, device=model.device).unsqueeze(-1)
         hidden_R1E = model.decoder(model.embed(ids_R1), positions_R1, step)
         return model.logits(hidden_R1E[:, 0])
 
     @torch.inference_mode()
-    def leave(self, row: int) -> int:
-        """Drop a row: the last row takes its place. Returns the index that moved (`row` itself when it was last)."""
+    def leave(self, row: int, wipe: bool = False) -> int:
+        """Drop a row: the last row takes its place. Returns the index that moved (`row` itself when it was last).
+
+        `wipe`: its keys may hold what is no number, which even a masked place would pass on to the next row there.
+        """
         last = len(self) - 1
+        if wipe:
+            self._own.wipe(row)
         if row != last:
             self._own.move(last, row)
             self._documents[row], self._lengths[row] = self._documents[last], self._lengths[last]

@@ -37,9 +37,7 @@ def _check_images(request: Request, ids: np.ndarray, config: ModelConfig) -> Req
         images = shape[0]
     placeholders = int((ids == config.image_id).sum())
     if placeholders != images * config.tokens_per_image:
-        return _bad(
-            f"{placeholders} image placeholders for {images} images of {config.tokens_per_image} tokens each"
-        )
+        return _bad(f"{placeholders} image placeholders for {images} images of {config.tokens_per_image} tokens each")
     return None
 
 

@@ -118,9 +118,7 @@ class TransformersBackend:
         states = self._model.get_encoder()(
             input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), pixel_values=self._pixels(request)
         )
-        self._count(
-            encodes=1, encoder_tokens=ids_1T.shape[1], encode_seconds=time.perf_counter() - started
-        )
+        self._count(encodes=1, encoder_tokens=ids_1T.shape[1], encode_seconds=time.perf_counter() - started)
         return states
 
     def _pixels(self, request: Request) -> Tensor | None:
@@ -160,9 +158,7 @@ class TransformersBackend:
             if trimmed is not None:
                 kept, reason = trimmed, "stop"
                 break
-        self._count(
-            decoded_tokens=len(produced), steps=len(produced), decode_seconds=time.perf_counter() - started
-        )
+        self._count(decoded_tokens=len(produced), steps=len(produced), decode_seconds=time.perf_counter() - started)
         return Generation(
             key=decode.key,
             token_ids=tuple(kept),

@@ -32,9 +32,7 @@ def load(backend: str = "native", shape: Shape = SHAPE, **settings: Any) -> Any:
 
 @cache
 def _loaded(backend: str, folder: str, settings: tuple[tuple[str, Any], ...]) -> Any:
-    return load_backend(
-        EngineConfig(model=folder, backend=backend, device="cpu", dtype="float32", **dict(settings))
-    )
+    return load_backend(EngineConfig(model=folder, backend=backend, device="cpu", dtype="float32", **dict(settings)))
 
 
 def document(*sampling: Sampling, name: str = "doc", tokens: int = 25, images: int = 1) -> Request:

@@ -95,9 +95,7 @@ def _reshape(tensors: dict[str, torch.Tensor]) -> str:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("damage", [_drop, _drop_projector, _add, _reshape])
-def test_a_wrong_tensor_is_named(
-    backend: str, damage: Callable[[dict[str, torch.Tensor]], str], folder: Path
-) -> None:
+def test_a_wrong_tensor_is_named(backend: str, damage: Callable[[dict[str, torch.Tensor]], str], folder: Path) -> None:
     tensors = read_tensors(folder)
     name = damage(tensors)
     write_tensors(folder, tensors)
@@ -156,9 +154,7 @@ def test_another_kind_of_model(backend: str, folder: Path) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_eos_only_generation_config_knows(backend: str, folder: Path) -> None:
     """transformers' generate stops where generation_config.json says, so must both backends."""
-    request = make_request(
-        SHAPE, random.Random(3), "doc", tokens=20, sampling=[Sampling(max_tokens=20)]
-    )
+    request = make_request(SHAPE, random.Random(3), "doc", tokens=20, sampling=[Sampling(max_tokens=20)])
     [whole] = load(folder, backend).generate([request])
     extra = whole.token_ids[6]
     path = folder / "generation_config.json"

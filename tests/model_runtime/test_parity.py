@@ -287,9 +287,7 @@ def test_five_decodes_equal_five_documents() -> None:
     request = case_for(shape).requests[1]
     assert len(request.decodes) == 5
     apart = [
-        Request(
-            id=decode.key, input_ids=request.input_ids, pixel_values=request.pixel_values, decodes=(decode,)
-        )
+        Request(id=decode.key, input_ids=request.input_ids, pixel_values=request.pixel_values, decodes=(decode,))
         for decode in request.decodes
     ]
     together = {g.key: g.token_ids for g in native(shape).generate([request])}

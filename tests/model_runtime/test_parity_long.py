@@ -164,9 +164,7 @@ def test_a_document_of_32768_tokens_takes_linear_memory() -> None:
 def test_the_true_270m_shape(tmp_path: Path) -> None:
     """18 + 18 layers, a vocabulary of 262,144, the 27-layer tower: same states, same tokens in float32."""
     rng = random.Random(270)
-    text = make_request(
-        TRUE_270M, rng, "text", tokens=700, prefixes=[0, 9], sampling=[Sampling(max_tokens=5)] * 2
-    )
+    text = make_request(TRUE_270M, rng, "text", tokens=700, prefixes=[0, 9], sampling=[Sampling(max_tokens=5)] * 2)
     picture = make_request(
         TRUE_270M, rng, "picture", tokens=40, images=1, prefixes=[3], sampling=[Sampling(max_tokens=5)]
     )
