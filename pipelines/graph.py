@@ -26,6 +26,8 @@ from .stages import Finish, GenerateStage, PrepareStage, StageSettings
 
 # Packets inside one model worker at a time: the engine always has documents to take up while slow decodes end.
 _CALLS_PER_WORKER = 8
+# Documents whose pixels are in one prepare worker's memory together.
+_PREPARE_ROWS = 64
 # Blocks between the stages stay small: with images, a few dozen documents are this much.
 _BLOCK_BYTES = 32 << 20
 # One packet of 128K-token documents may take an hour on a CPU: slow is not stuck.
@@ -46,6 +48,7 @@ def prepared(
         return docs.map_batches(
             PrepareStage,
             fn_constructor_kwargs={"settings": settings, "done": [done]},
+            batch_size=_PREPARE_ROWS,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=1, max_size=_prepare_workers(cluster)),
             num_cpus=_PREPARE,

@@ -17,8 +17,9 @@ from .job import SourceSpec
 from .source import RowGroup, UnreadableFile, damage, filtered
 
 _ROW = "__corpusmill_row"
-# Rows decoded at once: images make them megabytes each.
-_PIECE_ROWS = 64
+# Rows decoded at once: by their size, because images make them megabytes each.
+_PIECE_BYTES = 16 << 20
+_PIECE_ROWS = 1024
 
 UNIT = pa.schema(
     [
@@ -65,8 +66,12 @@ class Read:
             return
         try:
             with storage_errors(group.url), Location(group.url).open_input() as opened, damage() as found:
-                pieces = pq.ParquetFile(opened).iter_batches(
-                    batch_size=_PIECE_ROWS, row_groups=[group.index], columns=self._source.columns, use_threads=False
+                file = pq.ParquetFile(opened)
+                pieces = file.iter_batches(
+                    batch_size=_piece_rows(file.metadata.row_group(group.index)),
+                    row_groups=[group.index],
+                    columns=self._source.columns,
+                    use_threads=False,
                 )
                 for piece in pieces:
                     table, rows = self._passing(piece, row)
@@ -96,3 +101,8 @@ class Read:
             table, rows, ordinals = table.filter(pa.array(wanted)), rows[wanted], ordinals[wanted]
         duplicate = np.isin(ordinals, group.duplicates)
         return as_source_rows(table, self._source, self._carry, url=group.url, rows=rows, duplicate=duplicate)
+
+
+def _piece_rows(group: pq.RowGroupMetaData) -> int:
+    row_bytes = group.total_byte_size // max(1, group.num_rows)
+    return min(_PIECE_ROWS, max(1, _PIECE_BYTES // max(1, row_bytes)))

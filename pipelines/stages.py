@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
 from infra.cluster import usable_cores
@@ -24,9 +25,9 @@ from workers.tasks import LimitsSpec
 from .publish import write_work
 from .schema import output_schema
 
-# A packet is what one call of the model worker gets, and what is made durable together: bounded in encoder tokens,
-# not in documents. Documents count for at least this many tokens, finished ones for fewer.
-_PACKET_TOKENS = 16_384
+# A packet is what one call of the model worker gets, and what is made durable together: bounded in encoder tokens
+# and in bytes of pixels, not in documents. Documents count for at least this many tokens, finished ones for fewer.
+_PACKET_TOKENS, _PACKET_PIXELS = 16_384, 32 << 20
 _LEAST_TOKENS, _FINISHED_TOKENS = 256, 32
 
 OUTCOME = pa.schema(
@@ -136,9 +137,10 @@ class Finish:
 
 
 def pack(documents: pa.Table) -> pa.Table:
-    """Documents → packets: neighbours together until their encoder tokens fill one. One column, a list of structs."""
+    """Documents → packets: neighbours together until their tokens or pixels fill one. One column, a list of structs."""
     whole = pa.StructArray.from_arrays([_one(column) for column in documents.columns], fields=list(documents.schema))
-    costs = [_cost(requests) for requests in documents.column("requests").to_pylist()]
+    pixels = pc.fill_null(pc.binary_length(documents.column("pixels")), 0).to_pylist()
+    costs = [_cost(r, p) for r, p in zip(documents.column("requests").to_pylist(), pixels, strict=True)]
     offsets, filled = [0], 0
     for i, cost in enumerate(costs):
         if filled and filled + cost > _PACKET_TOKENS:
@@ -157,10 +159,11 @@ def unpack(packets: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(whole.flatten(), schema=pa.schema(list(whole.type)))
 
 
-def _cost(requests: list[dict[str, Any]] | None) -> int:
+def _cost(requests: list[dict[str, Any]] | None, pixel_bytes: int) -> int:
     if not requests:
         return _FINISHED_TOKENS
-    return max(_LEAST_TOKENS, sum(request["input_tokens"] for request in requests))
+    tokens = sum(request["input_tokens"] for request in requests)
+    return max(_LEAST_TOKENS, tokens, pixel_bytes * _PACKET_TOKENS // _PACKET_PIXELS)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

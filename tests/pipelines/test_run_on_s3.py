@@ -33,10 +33,10 @@ TASKS = [
 ]
 
 
-def make_job(s3: S3Server, model: Path | str, table: str, **changes) -> JobSpec:
+def make_job(s3: S3Server, checkpoint: Path | str, table: str, **changes) -> JobSpec:
     spec = {
         "name": "whole",
-        "model": {"path": str(model), "dtype": "float32"},
+        "model": {"path": str(checkpoint), "dtype": "float32"},
         "source": {
             "path": s3.url("documents/"), "id": "doc_id", "text": "body", "images": "photos", "carry": ["year"],
         },
@@ -133,13 +133,13 @@ def test_the_transformers_backend_gives_the_same_text(finished, s3, model):
 def test_duckdb_pyarrow_and_polars_read_a_plain_glob(finished):
     total = sum(counts.ok for counts in finished.report.tasks.values())
     glob = f"{finished.folder}/results/**/*.parquet"
-    assert duckdb.sql(f"SELECT count(*), count(DISTINCT key) FROM '{glob}'").fetchone() == (total, total)
+    assert duckdb.sql(f"SELECT count(*), count(DISTINCT key) FROM '{glob}'").fetchall() == [(total, total)]
     assert pl.scan_parquet(glob).select(pl.len()).collect().item() == total
     assert ds.dataset(f"{finished.folder}/results").count_rows() == total
     # The same through the S3 protocol.
     with duckdb.connect() as connection:
         connection.register_filesystem(fsspec.filesystem("s3"))
-        assert connection.sql(f"SELECT count(*) FROM '{finished.url}/results/*/*.parquet'").fetchone() == (total,)
+        assert connection.sql(f"SELECT count(*) FROM '{finished.url}/results/*/*.parquet'").fetchall() == [(total,)]
     remote = ds.dataset("corpus/table/results", filesystem=fsspec.filesystem("s3"), format="parquet")
     assert remote.count_rows() == total
 

@@ -141,7 +141,8 @@ def test_packets_hold_neighbours_up_to_a_budget_of_tokens():
     request = pa.list_(pa.struct([("input_tokens", pa.int32())]))
     requests = [[{"input_tokens": count}] for count in tokens]
     requests[4] = []  # nothing to do: almost free
-    documents = pa.table({"n": np.arange(7), "requests": pa.array(requests, request)})
+    pixels = pa.nulls(7, pa.large_binary())
+    documents = pa.table({"n": np.arange(7), "requests": pa.array(requests, request), "pixels": pixels})
     packets = pack(documents)
     assert [[d["n"] for d in packet] for packet in packets.column("packet").to_pylist()] == [
         [0, 1], [2, 3, 4], [5], [6],
@@ -149,3 +150,15 @@ def test_packets_hold_neighbours_up_to_a_budget_of_tokens():
     assert unpack(packets).to_pylist() == documents.to_pylist()
     assert unpack(packets.slice(1, 2)).column("n").to_pylist() == [2, 3, 4, 5]
     assert unpack(pack(documents.slice(0, 0))).num_rows == 0
+
+
+def test_packets_are_bounded_in_pixels_too():
+    request = pa.list_(pa.struct([("input_tokens", pa.int32())]))
+    image = bytes(10 << 20)
+    documents = pa.table(
+        {
+            "requests": pa.array([[{"input_tokens": 10}]] * 5, request),
+            "pixels": pa.array([image, image, None, image, image], pa.large_binary()),
+        }
+    )
+    assert [len(packet) for packet in pack(documents).column("packet").to_pylist()] == [4, 1]
