@@ -32,8 +32,8 @@ class DocumentKeys:
 class OwnKeys:
     """The decodes' own keys and values: row r, position p of a layer stands at [r, :, p % capacity of the layer].
 
-    A full layer has room for every position; a sliding layer for one window, reused as a ring. Memory grows by
-    doubling when a longer or a further decode needs it, never by a step.
+    A full layer has room for every position; a sliding layer for one window, reused as a ring. Memory grows, layer by
+    layer, when a longer or a further decode enters; never while one runs.
     """
 
     def __init__(self, config: TextConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -48,7 +48,8 @@ class OwnKeys:
         """Make room for `rows` rows of `capacity` positions; what stands there stays."""
         if rows <= self.rows and capacity <= self.capacity:
             return
-        rows, capacity = max(self.rows, _power_of_two(rows)), max(self.capacity, _power_of_two(capacity))
+        rows, capacity = rounded(rows, capacity)
+        rows, capacity = max(self.rows, rows), max(self.capacity, capacity)
         if not self.keys:
             empty = self._room(0, self._config.num_kv_heads, 0)
             self.keys = [empty] * self._config.num_layers
@@ -108,5 +109,6 @@ class OwnKeys:
         return torch.zeros(shape, dtype=self._dtype, device=self._device)
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << max(3, (count - 1).bit_length())
+def rounded(rows: int, capacity: int) -> tuple[int, int]:
+    """The rows and positions that are reserved for so many: rows double, positions go by 64."""
+    return 1 << max(3, (rows - 1).bit_length()), -(-capacity // 64) * 64

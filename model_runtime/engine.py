@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from .sampling import Sampler, non_finite
 from .scheduler import Document, Scheduler
 from .stopping import StopChecker, TextCodec
 from .types import Decode, EngineConfig, EngineStats, FinishReason, Generation, Request
-from .validate import check_request
+from .validate import check_decode, check_request
 
 # Documents queued ahead by `generate`, so that a lazy input is not read to its end at once.
 _LOOKAHEAD = 64
@@ -98,11 +99,13 @@ class NativeBackend:
             # Now, and not with a row already taken: a tokenizer that cannot be read raises ModelError here.
             self._tokenizer()
         self._open.update(keys)
-        error = check_request(request, self.model.config, self._has_tokenizer)
-        if error is not None:
-            self._refused += [self._end(decode, error=error) for decode in request.decodes]
-        elif request.decodes:
-            self._scheduler.add(request)
+        config = self.model.config
+        whole = check_request(request, config)
+        errors = {d.key: whole or check_decode(d, config, self._has_tokenizer) for d in request.decodes}
+        self._refused += [self._end(d, error=errors[d.key]) for d in request.decodes if errors[d.key]]
+        possible = tuple(decode for decode in request.decodes if errors[decode.key] is None)
+        if possible:
+            self._scheduler.add(dataclasses.replace(request, decodes=possible))
 
     def step(self) -> list[Generation]:
         """Take in what fits, then advance every decode by one token; what finished."""
@@ -161,7 +164,7 @@ class NativeBackend:
 
     def _enter(self, fresh: list[tuple[Document, Decode]]) -> list[Generation]:
         started = time.perf_counter()
-        capacity = max(1 + len(decode.prefix_ids) + decode.sampling.max_tokens for _, decode in fresh)
+        capacity = max(decode.positions for _, decode in fresh)
         try:
             logits_RV = self._rows.enter(
                 [(self._keys[document], decode.prefix_ids) for document, decode in fresh], capacity

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .cache import rounded
 from .scheduler import Budget
 from .types import EngineConfig
 
@@ -24,6 +25,7 @@ def cache_budget(model: T5Gemma2, config: EngineConfig) -> Budget:
     sliding = sum(decoder.sliding)
 
     def row_bytes(rows: int, positions: int) -> int:
+        rows, positions = rounded(rows, positions)
         windowed = min(positions, decoder.window)
         return rows * position_bytes * (sliding * windowed + (decoder.num_layers - sliding) * positions)
 

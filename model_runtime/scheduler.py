@@ -104,7 +104,7 @@ class Scheduler:
             decode = document.waiting.popleft()
             document.running += 1
             self._running += 1
-            self._positions = max(self._positions, _positions(decode))
+            self._positions = max(self._positions, decode.positions)
             start.append((document, decode))
 
     def _may_encode(self, document: Document, encode: list[Document]) -> bool:
@@ -119,12 +119,8 @@ class Scheduler:
             return True
         if self._running >= self._budget.decodes:
             return False
-        rows = self._budget.row_bytes(self._running + 1, max(self._positions, _positions(decode)))
+        rows = self._budget.row_bytes(self._running + 1, max(self._positions, decode.positions))
         return document_bytes + rows <= self._budget.cache_bytes
 
     def _document_bytes(self) -> int:
         return sum(document.tokens for document in self._resident) * self._budget.document_token_bytes
-
-
-def _positions(decode: Decode) -> int:
-    return 1 + len(decode.prefix_ids) + decode.sampling.max_tokens

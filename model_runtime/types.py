@@ -48,6 +48,11 @@ class Decode:
     prefix_ids: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
 
+    @property
+    def positions(self) -> int:
+        """Decoder positions it may use: BOS, prefix and output."""
+        return 1 + len(self.prefix_ids) + self.sampling.max_tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:

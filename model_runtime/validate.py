@@ -11,8 +11,8 @@ from .errors import ErrorCode, RequestError
 from .types import Decode, Request
 
 
-def check_request(request: Request, config: ModelConfig, has_tokenizer: bool) -> RequestError | None:
-    """The first thing that makes the whole request impossible, or None."""
+def check_request(request: Request, config: ModelConfig) -> RequestError | None:
+    """The first thing that makes the document impossible, and with it all its decodes, or None."""
     ids = np.asarray(request.input_ids)
     if ids.size == 0:
         return _bad("the encoder input is empty")
@@ -22,9 +22,22 @@ def check_request(request: Request, config: ModelConfig, has_tokenizer: bool) ->
         )
     if not _in_vocabulary(ids, config.encoder.vocab_size):
         return _bad(f"the encoder input holds a token outside the vocabulary of {config.encoder.vocab_size}")
-    return _check_images(request, ids, config) or next(
-        (error for decode in request.decodes if (error := _check_decode(decode, config, has_tokenizer))), None
-    )
+    return _check_images(request, ids, config)
+
+
+def check_decode(decode: Decode, config: ModelConfig, has_tokenizer: bool) -> RequestError | None:
+    """What makes this one decode impossible, or None."""
+    if not _in_vocabulary(np.asarray(decode.prefix_ids, dtype=np.int64), config.decoder.vocab_size):
+        return _bad(f"a decoder prefix holds a token outside the vocabulary of {config.decoder.vocab_size}")
+    limit = config.decoder.max_positions
+    if decode.positions > limit:
+        return RequestError(
+            ErrorCode.TOO_LONG,
+            f"prefix and max_tokens make {decode.positions} decoder tokens; the model takes {limit}",
+        )
+    if decode.sampling.stop and not has_tokenizer:
+        return _bad("stop strings need a tokenizer, and this checkpoint has none")
+    return None
 
 
 def _check_images(request: Request, ids: np.ndarray, config: ModelConfig) -> RequestError | None:
@@ -38,20 +51,6 @@ def _check_images(request: Request, ids: np.ndarray, config: ModelConfig) -> Req
     placeholders = int((ids == config.image_id).sum())
     if placeholders != images * config.tokens_per_image:
         return _bad(f"{placeholders} image placeholders for {images} images of {config.tokens_per_image} tokens each")
-    return None
-
-
-def _check_decode(decode: Decode, config: ModelConfig, has_tokenizer: bool) -> RequestError | None:
-    if not _in_vocabulary(np.asarray(decode.prefix_ids, dtype=np.int64), config.decoder.vocab_size):
-        return _bad(f"a decoder prefix holds a token outside the vocabulary of {config.decoder.vocab_size}")
-    longest = 1 + len(decode.prefix_ids) + decode.sampling.max_tokens
-    if longest > config.decoder.max_positions:
-        return RequestError(
-            ErrorCode.TOO_LONG,
-            f"prefix and max_tokens make {longest} decoder tokens; the model takes {config.decoder.max_positions}",
-        )
-    if decode.sampling.stop and not has_tokenizer:
-        return _bad("stop strings need a tokenizer, and this checkpoint has none")
     return None
 
 

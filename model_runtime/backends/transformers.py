@@ -23,7 +23,7 @@ from ..model import choose_device, choose_dtype
 from ..sampling import Sampler
 from ..stopping import StopChecker
 from ..types import Decode, EngineConfig, EngineStats, FinishReason, Generation, Request
-from ..validate import check_request
+from ..validate import check_decode, check_request
 from ..vision import normalise_pixels
 
 _TOKENIZER_FILE = "tokenizer.json"
@@ -98,18 +98,20 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def _run(self, request: Request) -> list[Generation]:
+        whole = check_request(request, self._config)
         has_tokenizer = (self._folder / _TOKENIZER_FILE).exists()
-        error = check_request(request, self._config, has_tokenizer)
-        if error is None and not request.decodes:
-            return []
+        errors = {d.key: whole or check_decode(d, self._config, has_tokenizer) for d in request.decodes}
+        states = None
         try:
-            if error is not None:
-                raise error
-            with _typed_errors("encoding"):
-                states = self._encode(request)
+            if any(error is None for error in errors.values()):
+                with _typed_errors("encoding"):
+                    states = self._encode(request)
         except RequestError as failed:
-            return [Generation(key=decode.key, error=failed) for decode in request.decodes]
-        return [self._decode_or_error(states, decode) for decode in request.decodes]
+            errors = {key: error or failed for key, error in errors.items()}
+        return [
+            Generation(key=decode.key, error=error) if (error := errors[decode.key]) else self._try(states, decode)
+            for decode in request.decodes
+        ]
 
     def _encode(self, request: Request) -> Any:
         """The encoder's output for one document, [1, tokens, hidden]."""
@@ -127,7 +129,7 @@ class TransformersBackend:
         pixels = torch.as_tensor(request.pixel_values).to(self._model.device)
         return normalise_pixels(pixels, self._config.image_mean, self._config.image_std, self._model.dtype)
 
-    def _decode_or_error(self, states: Any, decode: Decode) -> Generation:
+    def _try(self, states: Any, decode: Decode) -> Generation:
         try:
             with _typed_errors("decoding"):
                 return self._decode(states, decode)
