@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +63,8 @@ def cluster() -> Iterator[Cluster]:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {str(error).splitlines()[0]}") from error
     try:
-        yield _describe(local=not address)
+        with _terminated_as_interrupted():
+            yield _describe(local=not address)
     finally:
         ray.shutdown()
 
@@ -86,6 +89,26 @@ def _silent_start() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM (a stopped job, an evicted pod) ends the block as Ctrl-C does, so that what is done is kept and said.
+
+    Ray installs a handler of its own, which exits from under the running block.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _describe(local: bool) -> Cluster:

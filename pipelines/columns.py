@@ -53,7 +53,10 @@ def as_source_rows(
 ) -> pa.Table:
     """A piece of a row group under `source_schema`; `rows` are the physical rows in the file."""
     count = table.num_rows
-    carried = [_decoded(table.column(field.name)).cast(field.type).combine_chunks() for field in carry]
+    carried = [_flat(_decoded(table.column(field.name)).cast(field.type)) for field in carry]
+    problems: list[str | None] = [None] * count
+    for n, field in enumerate(carry):
+        carried[n] = _utf8(carried[n], field.name, problems)
     columns = {
         "document_id": _decoded(table.column(source.id)).cast(pa.string()),
         "text": pa.nulls(count, pa.string()) if source.text is None else _text(table.column(source.text)),
@@ -61,8 +64,8 @@ def as_source_rows(
         "source_path": pa.array([url] * count, pa.string()),
         "source_row": pa.array(rows, pa.int64()),
         "duplicate": pa.array(duplicate, pa.bool_()),
-        "problem": pa.nulls(count, pa.string()),
-        "carry": pa.StructArray.from_arrays([_flat(array) for array in carried], fields=list(carry))
+        "problem": pa.array(problems, pa.string()),
+        "carry": pa.StructArray.from_arrays(carried, fields=list(carry))
         if len(carry)
         else pa.array([{}] * count, pa.struct([])),
     }
@@ -82,6 +85,22 @@ def unreadable_rows(carry: pa.Schema, *, url: str, rows: Sequence[int], problem:
         },
         schema=schema,
     )
+
+
+def _utf8(array: pa.Array, name: str, problems: list[str | None]) -> pa.Array:
+    """`array` with nulls for what is no UTF-8, each noted in `problems`: a table must not hold what nobody can read."""
+    try:
+        array.validate(full=True)
+        return array
+    except pa.ArrowInvalid:
+        good = []
+        for i, cell in enumerate(array):
+            try:
+                good.append(cell.as_py())
+            except UnicodeDecodeError:
+                good.append(None)
+                problems[i] = f"the carried column {name} is not valid UTF-8"
+        return pa.array(good, array.type)
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -9,6 +9,12 @@ class RunError(Exception):
     exit_code = 3
 
 
+class JobError(RunError):
+    """The job asks for what its model or its cluster cannot give."""
+
+    exit_code = 2
+
+
 class SourceError(RunError):
     """The source cannot be read as the job file describes it."""
 

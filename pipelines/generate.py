@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from infra.cluster import Cluster, cluster
-from infra.storage import Location
+from infra.storage import Location, StorageError
 
 from . import graph, lineage
 from .errors import RunError
@@ -20,7 +20,7 @@ from .job import JobSpec
 from .lease import Lease
 from .publish import Publisher, check_table_schema, clean_partial
 from .reports import Progress, RunReport
-from .resolve import Resolved, resolve
+from .resolve import Resolved, check_gpus, resolve
 from .resume import read_done
 from .schema import output_schema
 from .source import sample as sample_of
@@ -119,14 +119,16 @@ def run_job(
         )
         publisher = Publisher(table, run_id, lineage.job_hash(job_text), schema, tally.tasks, check=lease.check)
         with cluster() as ray_cluster:
+            _warn(run, check_gpus(job, ray_cluster))
             _begin(run)
             try:
                 _stream(run, publisher, groups, ray_cluster, retry_failed, on_progress)
                 publisher.publish(final=True)
+                _check_complete(tally)
+                _end_well(run)
             except BaseException as error:
                 _end_badly(run, publisher, error)
                 raise
-        _end_well(run)
     return _report(run)
 
 
@@ -162,11 +164,23 @@ def _begin(run: _Run) -> None:
     _warn(run, lineage.emit_openlineage(run.table, manifest, "START", run.schema))
 
 
+def _check_complete(tally: Tally) -> None:
+    if tally.documents != tally.documents_total:
+        raise RunError(
+            f"{tally.documents:,} of {tally.documents_total:,} documents came out of the graph; the source may have "
+            "changed meanwhile. What is done is kept; run again to make the rest"
+        )
+
+
 def _end_well(run: _Run) -> None:
     manifest = run.manifest(exit_code=0, ended=True)
+    lineage.write_manifest(run.table, run.run_id, manifest)
     _warn(run, lineage.emit_openlineage(run.table, manifest, "COMPLETE", run.schema))
-    lineage.write_data_card(run.table, manifest, run.schema)
-    lineage.write_manifest(run.table, run.run_id, run.manifest(exit_code=0, ended=True))
+    try:
+        lineage.write_data_card(run.table, manifest, run.schema)
+    except StorageError as error:
+        # The rows and their manifest stand: a missing card fails nobody.
+        _warn(run, f"the table's README.md could not be written: {error}")
 
 
 def _end_badly(run: _Run, publisher: Publisher, error: BaseException) -> None:

@@ -26,7 +26,7 @@ from .stages import Finish, GenerateStage, PrepareStage, StageSettings
 
 # Packets inside one model worker at a time: the engine always has documents to take up while slow decodes end.
 _CALLS_PER_WORKER = 8
-# Documents whose pixels are in one prepare worker's memory together.
+# Rows that a prepare worker takes at a time: enough to fill packets, few enough to be on their way soon.
 _PREPARE_ROWS = 64
 # Blocks between the stages stay small: with images, a few dozen documents are this much.
 _BLOCK_BYTES = 32 << 20

@@ -14,7 +14,7 @@ from infra.storage import Location, StorageError, storage_errors
 from .columns import as_source_rows, unreadable_rows
 from .errors import SourceError
 from .job import SourceSpec
-from .source import RowGroup, UnreadableFile, damage, filtered
+from .source import RowGroup, UnreadableFile, damage, filter_columns, filtered
 
 _ROW = "__corpusmill_row"
 # Rows decoded at once: by their size, because images make them megabytes each.
@@ -60,12 +60,12 @@ class Read:
                 yield from self._read(RowGroup(**unit))
 
     def _read(self, group: RowGroup) -> Iterator[pa.Table]:
-        row, ordinal, end = group.first_row, 0, group.first_row + group.rows
         if group.problem is not None:
-            yield self._unreadable(group, range(row, end), group.problem)
+            yield self._unreadable(group, np.arange(group.first_row, group.first_row + group.rows), 0, group.problem)
             return
+        row, ordinal = group.first_row, 0
         try:
-            with storage_errors(group.url), Location(group.url).open_input() as opened, damage() as found:
+            with storage_errors(group.url), Location(group.url).open_input() as opened:
                 file = pq.ParquetFile(opened)
                 pieces = file.iter_batches(
                     batch_size=_piece_rows(file.metadata.row_group(group.index)),
@@ -73,23 +73,34 @@ class Read:
                     columns=self._source.columns,
                     use_threads=False,
                 )
-                for piece in pieces:
-                    table, rows = self._passing(piece, row)
+                while True:
+                    with damage() as found:
+                        piece = next(pieces, None)
+                    if found or piece is None:
+                        break
+                    table, rows = self._passing(pa.Table.from_batches([piece]), row)
                     row += piece.num_rows
                     yield self._rows(table, rows, group, ordinal)
                     ordinal += len(rows)
+                if found:
+                    # A damaged page: what came before it stands, the rest of the row group cannot be read.
+                    problem = f"row group {group.index} cannot be decoded from here on ({found[0]})"
+                    yield self._unreadable(group, self._passing_rows(file, group)[ordinal:], ordinal, problem)
         except StorageError as error:
             raise SourceError(str(error)) from error
-        if found:
-            # A damaged page: what came before it stands, the rest of the row group cannot be read.
-            problem = f"row group {group.index} cannot be decoded from here on ({found[0]})"
-            yield self._unreadable(group, range(row, end), problem)
 
-    def _unreadable(self, group: RowGroup, rows: range, problem: str) -> pa.Table:
-        return unreadable_rows(self._carry, url=group.url, rows=rows, problem=problem)
+    def _passing_rows(self, file: pq.ParquetFile, group: RowGroup) -> np.ndarray:
+        """The physical rows that pass the filter, from its columns alone: the scan could read them."""
+        columns = filter_columns(self._source)
+        table = file.read_row_group(group.index, columns=columns, use_threads=False)
+        return self._passing(table, group.first_row)[1]
 
-    def _passing(self, piece: pa.RecordBatch, first_row: int) -> tuple[pa.Table, np.ndarray]:
-        table = pa.Table.from_batches([piece])
+    def _unreadable(self, group: RowGroup, rows: np.ndarray, ordinal: int, problem: str) -> pa.Table:
+        if group.only is not None:
+            rows = rows[np.isin(np.arange(ordinal, ordinal + len(rows)), group.only)]
+        return unreadable_rows(self._carry, url=group.url, rows=rows.tolist(), problem=problem)
+
+    def _passing(self, table: pa.Table, first_row: int) -> tuple[pa.Table, np.ndarray]:
         numbered = table.append_column(_ROW, pa.array(np.arange(first_row, first_row + table.num_rows)))
         kept = filtered(numbered, self._source)
         return kept, kept.column(_ROW).to_numpy()

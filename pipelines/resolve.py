@@ -11,12 +11,14 @@ import pyarrow as pa
 from infra.cluster import Cluster
 from infra.storage import stage_model
 from model_runtime import EngineConfig, ModelError
+from model_runtime.config import ModelConfig
 from model_runtime.folder import model_revision, resolve_checkpoint
 from model_runtime.model import check_checkpoint
 from model_runtime.processing import Processor
 from workers.collect import RunContext
 from workers.tasks import Task, TaskTable, language_warnings, resolve_tasks
 
+from .errors import JobError
 from .job import JobSpec
 from .source import Corpus, scan
 from .stages import StageSettings
@@ -24,10 +26,11 @@ from .stages import StageSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """A job joined with its model and its source."""
+    """A job joined with its model and its source. `revision` names the model's content, `commit` the hub's snapshot."""
 
     job: JobSpec
     revision: str
+    commit: str | None
     tasks: tuple[Task, ...]
     corpus: Corpus
     warnings: list[str]
@@ -39,10 +42,10 @@ class Resolved:
         job = self.job
         return StageSettings(
             model=job.model.path,
-            revision=job.model.revision,
+            revision=self.commit or job.model.revision,
             engine=EngineConfig(
                 model=job.model.path,
-                revision=job.model.revision,
+                revision=self.commit or job.model.revision,
                 backend=job.model.backend,
                 device=device_for(job, cluster),
                 dtype=job.model.dtype,
@@ -80,14 +83,18 @@ def resolve(job: JobSpec) -> Resolved:
     """
     folder = resolve_checkpoint(stage_model(job.model.path, job.model.revision), job.model.revision)
     check_checkpoint(folder)
-    table = _task_table(folder)
+    processor = Processor.load(folder)
+    table = _task_table(folder, processor)
+    tasks = resolve_tasks(job.tasks, table, job.limits)
+    _check_lengths(tasks, processor, ModelConfig.load(folder).decoder.max_positions)
     corpus = scan(job.source)
     warnings = language_warnings(job.tasks, table)
     warnings += [f"{file.url}: {file.reason}; its rows cannot be read" for file in corpus.unreadable]
     return Resolved(
         job=job,
         revision=model_revision(folder),
-        tasks=resolve_tasks(job.tasks, table, job.limits),
+        commit=_commit(folder),
+        tasks=tasks,
         corpus=corpus,
         warnings=warnings,
     )
@@ -115,8 +122,37 @@ def runtime_version() -> str:
         return "unknown"
 
 
-def _task_table(folder: Path) -> TaskTable:
+def check_gpus(job: JobSpec, cluster: Cluster) -> str | None:
+    """JobError when this machine lacks the GPUs that a worker asks for; on a cluster, which may grow, a warning."""
+    wanted = gpus_per_worker(job, cluster)
+    if wanted <= cluster.gpus:
+        return None
+    asked = f"workers.gpus asks for {wanted:g} a worker"
+    if cluster.local:
+        raise JobError(
+            f"{asked}, and this machine has {cluster.gpus:g}; write gpus: auto, or run on a cluster with GPUs"
+        )
+    return f"{asked}, and the cluster has {cluster.gpus:g} now; the run waits until it grows"
+
+
+def _task_table(folder: Path, processor: Processor) -> TaskTable:
     try:
-        return TaskTable.parse(Processor.load(folder).tasks_document)
+        return TaskTable.parse(processor.tasks_document)
     except ValueError as error:
         raise ModelError(f"{folder}: {error}") from error
+
+
+def _check_lengths(tasks: tuple[Task, ...], processor: Processor, positions: int) -> None:
+    for task in tasks:
+        prefix = len(processor.prefix_ids(task.prompt)) if task.prompt_in == "decoder" else 0
+        needed = 1 + prefix + task.sampling.max_tokens
+        if needed > positions:
+            raise JobError(
+                f"task {task.name}: max_tokens {task.sampling.max_tokens} and its prompt make {needed} decoder tokens; "
+                f"the model takes {positions}"
+            )
+
+
+def _commit(folder: Path) -> str | None:
+    # The hub's cache keeps each commit in snapshots/<commit>: what every worker must get, wherever a branch moves.
+    return folder.name if folder.parent.name == "snapshots" else None

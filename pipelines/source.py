@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 from infra.storage import FileInfo, Location, Problem, StorageError, expand, storage_errors
 
 from .columns import carried_schema, check_columns
+from .damage import damage, first_line
 from .errors import SourceError
 from .job import SourceSpec
 
@@ -152,7 +152,7 @@ def _with_duplicates(source: SourceSpec, footers: Sequence[tuple[FileInfo, pq.Fi
 
 def _ids(source: SourceSpec, place: RowGroup) -> tuple[pa.ChunkedArray, str | None]:
     """The ids of the rows that pass; or as many nulls as there are rows, and why the ids cannot be read."""
-    columns = list(dict.fromkeys([source.id, *(column for column, _, _ in source.filter or ())]))
+    columns = filter_columns(source)
     try:
         with storage_errors(place.url), Location(place.url).open_input() as opened, damage() as found:
             table = pq.ParquetFile(opened).read_row_group(place.index, columns=columns, use_threads=False)
@@ -162,23 +162,6 @@ def _ids(source: SourceSpec, place: RowGroup) -> tuple[pa.ChunkedArray, str | No
         problem = f"row group {place.index} cannot be decoded ({found[0]})"
         return pa.chunked_array([pa.nulls(place.rows, pa.string())]), problem
     return filtered(table, source).column(source.id).cast(pa.string()), None
-
-
-@contextmanager
-def damage() -> Iterator[list[str]]:
-    """Catch what Arrow says of bytes it cannot decode: its own types, or an OSError without an errno.
-
-    The list holds one line after such an error, and stays empty otherwise; trouble of the store goes on its way.
-    """
-    found: list[str] = []
-    try:
-        yield found
-    except pa.ArrowException as error:
-        found.append(first_line(error))
-    except OSError as error:
-        if type(error) is not OSError or error.errno is not None:
-            raise
-        found.append(first_line(error))
 
 
 def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
@@ -195,7 +178,8 @@ def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
 def _repeated(ids: Iterable[pa.ChunkedArray]) -> np.ndarray:
     """For every id in order: whether it stood earlier. Null ids are no repetition: each is rejected by itself."""
     chunks = [chunk for column in ids for chunk in column.chunks]
-    column = pa.chunked_array(chunks, pa.string())
+    # Large: the ids of a large corpus are more than the 2 GiB that a plain string column can hold.
+    column = pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks], pa.large_string())
     codes = column.combine_chunks().dictionary_encode()
     if isinstance(codes, pa.ChunkedArray):
         codes = codes.unify_dictionaries().combine_chunks()
@@ -205,8 +189,3 @@ def _repeated(ids: Iterable[pa.ChunkedArray]) -> np.ndarray:
     repeated[first] = False
     repeated[values == -1] = False
     return repeated
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message, its first line alone."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

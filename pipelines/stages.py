@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,8 @@ import ray
 
 from infra.cluster import usable_cores
 from infra.storage import Location, stage_model
-from model_runtime import EngineConfig
-from model_runtime.folder import resolve_checkpoint
+from model_runtime import EngineConfig, ModelError
+from model_runtime.folder import model_revision, resolve_checkpoint
 from workers.collect import RunContext, cached_processor, collect
 from workers.generate import Generate
 from workers.image_reader import ImageReader
@@ -29,6 +32,8 @@ from .schema import output_schema
 # and in bytes of pixels, not in documents. Documents count for at least this many tokens, finished ones for fewer.
 _PACKET_TOKENS, _PACKET_PIXELS = 16_384, 32 << 20
 _LEAST_TOKENS, _FINISHED_TOKENS = 256, 32
+# Images whose pixels are in one prepare worker's memory together: 2.4 MB each at 896 × 896.
+_OPEN_IMAGES = 64
 
 OUTCOME = pa.schema(
     [
@@ -76,7 +81,13 @@ class StageSettings:
 
     def folder(self) -> Path:
         """The model's folder on this node: staged from a bucket once, or found in the hub's cache."""
-        return resolve_checkpoint(stage_model(self.model, self.revision), self.revision)
+        return _folder(self.model, self.revision)
+
+
+@lru_cache(maxsize=4)
+def _folder(model: str, revision: str | None) -> Path:
+    # Once per process: asking again would list a bucket or call the hub for every packet.
+    return resolve_checkpoint(stage_model(model, revision), revision)
 
 
 class PrepareStage:
@@ -95,16 +106,23 @@ class PrepareStage:
             retry_failed=settings.retry_failed,
         )
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """One row per packet."""
-        return pack(self._prepare(rows))
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """One row per packet; few images are open at a time."""
+        for piece in _pieces(rows):
+            yield pack(self._prepare(piece))
 
 
 class GenerateStage:
     """Packets → generated documents; the model loads when the first packet with something to do arrives."""
 
     def __init__(self, settings: StageSettings) -> None:
-        engine = dataclasses.replace(settings.engine, model=str(settings.folder()), revision=None)
+        folder = settings.folder()
+        if model_revision(folder) != settings.context.model_revision:
+            raise ModelError(
+                f"{folder} on {socket.gethostname()} holds other files than the model this run was planned with; "
+                "make them the same on every node, or name the model by URL or hub id and revision"
+            )
+        engine = dataclasses.replace(settings.engine, model=str(folder), revision=None)
         if engine.device == "cpu":
             # Ray would leave one thread to an actor that asks for one CPU.
             engine = dataclasses.replace(engine, threads=usable_cores())
@@ -157,6 +175,18 @@ def unpack(packets: pa.Table) -> pa.Table:
     """The documents of some packets, in order."""
     whole = _one(packets.column("packet")).flatten()
     return pa.Table.from_arrays(whole.flatten(), schema=pa.schema(list(whole.type)))
+
+
+def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
+    """`rows` cut where their images become too many to be open together."""
+    lengths = pc.fill_null(pc.list_value_length(rows.column("images")), 0).to_pylist()
+    start = images = 0
+    for i, count in enumerate(lengths):
+        if i > start and images + count > _OPEN_IMAGES:
+            yield rows.slice(start, i - start)
+            start, images = i, 0
+        images += count
+    yield rows.slice(start)
 
 
 def _cost(requests: list[dict[str, Any]] | None, pixel_bytes: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from infra.storage import redact_url
 from model_runtime import ErrorCode
 from model_runtime.processing import Processor
 
@@ -37,8 +38,26 @@ class RunContext:
 def collect(table: pa.Table, context: RunContext, processor: Processor, schema: pa.Schema) -> pa.Table:
     """The output rows (`schema`) of a generated batch: one for each pair that this run ended, ok or not."""
     now = datetime.now(UTC)
-    rows = [row for document in table.to_pylist() for row in _rows(document, context, processor, now)]
-    return pa.Table.from_pylist(rows, schema=schema)
+    rows: list[dict[str, Any]] = []
+    origins: list[int] = []
+    for i, document in enumerate(table.drop_columns(["carry"]).to_pylist()):
+        made = list(_rows(document, context, processor, now))
+        rows += made
+        origins += [i] * len(made)
+    carried = _carried(table, origins)
+    columns = [
+        carried[field.name] if field.name in carried else pa.array([row.get(field.name) for row in rows], field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _carried(table: pa.Table, origins: list[int]) -> dict[str, pa.Array]:
+    """The carried columns of the rows' documents, as they are: a value need not survive Python to be copied."""
+    column = table.column("carry").combine_chunks()
+    carry = column if isinstance(column, pa.StructArray) else pa.concat_arrays(column.chunks)
+    taken = carry.take(pa.array(origins, pa.int64()))
+    return {field.name: part for field, part in zip(carry.type, taken.flatten(), strict=True)}
 
 
 @lru_cache(maxsize=4)
@@ -55,9 +74,9 @@ def _rows(
         "document_id": document["document_id"],
         "image_count": document["image_count"],
         "document_sha256": document["document_sha256"],
-        "source_path": document["source_path"],
+        "source_path": redact_url(document["source_path"]),
         "source_row": document["source_row"],
-        "model": context.model,
+        "model": redact_url(context.model),
         "model_revision": context.model_revision,
         "backend": context.backend,
         "dtype": document["dtype"],
@@ -65,7 +84,6 @@ def _rows(
         "run_id": context.run_id,
         "job": context.job,
         "created_at": now,
-        **(document["carry"] or {}),
     }
     for pair in document["pairs"] or ():
         if pair["state"] == TODO:

@@ -40,6 +40,7 @@ class EngineThread:
         self._owner: dict[str, _Call] = {}
         self._requests: dict[str, Request] = {}
         self._busy_seconds = 0.0
+        self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
@@ -54,15 +55,21 @@ class EngineThread:
         return self._busy_seconds
 
     def run(self, requests: Sequence[Request]) -> dict[str, Generation]:
-        """Every decode's generation by key, once all are there; errors are generations too."""
-        missing = {decode.key for request in requests for decode in request.decodes}
+        """Every decode's generation by key, once all are there; errors are generations too.
+
+        ValueError for a key that stands twice in `requests`; what ended the thread, when it has died.
+        """
+        keys = [decode.key for request in requests for decode in request.decodes]
+        missing = set(keys)
+        if len(missing) < len(keys):
+            raise ValueError("a key stands twice in one call")
         if not missing:
             return {}
         call = _Call(requests, missing)
         self._inbox.put(call)
         while not call.finished.wait(timeout=5):
             if not self._thread.is_alive():
-                raise RuntimeError("the engine thread has died")
+                raise self._death or RuntimeError("the engine thread has ended")
         return call.results
 
     def close(self) -> None:
@@ -72,6 +79,12 @@ class EngineThread:
         self._backend.close()
 
     def _serve(self) -> None:
+        try:
+            self._serve_until_closed()
+        except BaseException as error:
+            self._death = error
+
+    def _serve_until_closed(self) -> None:
         open_ = True
         while open_ or self._owner:
             try:

@@ -10,13 +10,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from infra.cluster import Cluster
 from infra.storage import Location, StorageError
 from model_runtime import ModelError
-from pipelines.errors import RunError, SourceError, TableError, TableHeldError
+from pipelines.errors import JobError, RunError, SourceError, TableError, TableHeldError
 from pipelines.generate import run_job
 from pipelines.job import JobSpec
 from pipelines.lease import Lease
 from pipelines.lineage import new_run_id
+from pipelines.resolve import check_gpus
 from tests.checkpoints import read_tensors, write_tensors
 from tests.s3_server import S3Server, aws_settings
 
@@ -175,6 +177,21 @@ def test_a_checkpoint_with_a_missing_tensor_is_named_before_anything_runs(tmp_pa
     with pytest.raises(ModelError, match="no-such-model") as caught:
         run_job(make_job(tmp_path, tmp_path / "no-such-model"), job_text="")
     one_line(caught.value)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_job_beyond_its_model_or_its_cluster_is_refused(tmp_path, model):
+    write_shards(tmp_path / "corpus", documents(3), shards=1, group=4)
+    long = [{"name": "essay", "kind": "summarize", "max_tokens": 4096}, TASKS[0]]
+    with pytest.raises(JobError, match=r"task essay: max_tokens 4096 .* the model takes 4096") as caught:
+        run_job(make_job(tmp_path, model, source={"images": None}, tasks=long), job_text="")
+    assert caught.value.exit_code == 2 and one_line(caught.value)
+    alone = Cluster(cpus=4, gpus=0, nodes=1, local=True)
+    job = make_job(tmp_path, model, source={"images": None}, workers={"gpus": 1})
+    with pytest.raises(JobError, match=r"workers\.gpus asks for 1 .* this machine has 0"):
+        check_gpus(job, alone)
+    assert "waits until it grows" in check_gpus(job, Cluster(cpus=4, gpus=0, nodes=1, local=False))
+    assert check_gpus(job, Cluster(cpus=4, gpus=2, nodes=1, local=True)) is None
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -95,21 +95,53 @@ def test_files_that_are_no_parquet_are_reported_beside_those_that_are(tmp_path):
     assert rows[1]["source_row"] == -1 and "not a Parquet file" in rows[1]["problem"]
 
 
-def test_a_damaged_page_costs_its_row_group_alone(tmp_path):
-    texts = [f"text number {i} " * 50 for i in range(6)]
-    pq.write_table(
-        pa.table({"id": list("uvwxyz"), "text": texts}), tmp_path / "a.parquet", row_group_size=2,
-        compression="none", use_dictionary=False, data_page_version="1.0",
-    )  # fmt: skip
-    data = bytearray((tmp_path / "a.parquet").read_bytes())
-    column = pq.read_metadata(tmp_path / "a.parquet").row_group(1).column(1)
-    start = column.data_page_offset
+@pytest.fixture
+def damaged(tmp_path):
+    """Three row groups of four; the text of the second cannot be decoded. Its path and its texts."""
+    texts = [f"text number {i} " * 50 for i in range(12)]
+    columns = {"id": list("abcdefghijkl"), "text": texts, "keep": [1, 0] * 6}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=4, compression="none", use_dictionary=False)
+    data = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(1).column(1).data_page_offset
     data[start : start + 12] = b"\xff" * 12  # the page header
-    (tmp_path / "a.parquet").write_bytes(data)
-    rows = read(spec(tmp_path))
-    assert [row["source_row"] for row in rows] == list(range(6))
-    assert [row["problem"] is not None for row in rows] == [False, False, True, True, False, False]
-    assert rows[4]["text"] == texts[4]
+    path.write_bytes(data)
+    return path, texts
+
+
+def test_a_damaged_page_costs_its_row_group_alone(damaged):
+    path, texts = damaged
+    rows = read(spec(path))
+    assert [row["source_row"] for row in rows] == list(range(12))
+    assert [row["problem"] is not None for row in rows] == [False] * 4 + [True] * 4 + [False] * 4
+    assert rows[8]["text"] == texts[8]
+
+
+def test_a_damaged_page_rejects_only_what_was_asked_for(damaged):
+    source = spec(damaged[0], filter=[["keep", "=", 1]])
+    rows = read(source)
+    assert [(row["source_row"], row["problem"] is not None) for row in rows] == [
+        (0, False), (2, False), (4, True), (6, True), (8, False), (10, False),
+    ]  # fmt: skip
+    assert len(rows) == scan(source).documents
+    picked = read(source, sample(scan(source), 3))
+    assert [row["source_row"] for row in picked] == [0, 4, 10]
+
+
+def test_ids_that_cannot_be_read_make_every_row_of_the_group_unreadable(damaged):
+    source = spec(damaged[0]).model_copy(update={"id": "text", "text": "id"})
+    rows = read(source)
+    assert len(rows) == 12 == scan(source).documents
+    assert [row["problem"] is not None for row in rows] == [False] * 4 + [True] * 4 + [False] * 4
+
+
+def test_a_carried_string_that_is_not_utf8_costs_its_row(tmp_path):
+    bad = pa.array([b"fine", b"\xff\xfe", b"too"]).cast(pa.binary()).view(pa.string())
+    write(tmp_path / "a.parquet", {"id": ["x", "y", "z"], "text": ["t"] * 3, "note": bad})
+    rows = read(spec(tmp_path, carry=["note"]))
+    assert [row["carry"]["note"] for row in rows] == ["fine", None, "too"]
+    assert [row["problem"] is not None for row in rows] == [False, True, False]
+    assert "note" in rows[1]["problem"]
 
 
 @pytest.mark.parametrize(

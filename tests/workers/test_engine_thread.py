@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from model_runtime import Decode, EngineConfig, ErrorCode, Request, Sampling, load_backend
+from model_runtime import Decode, EngineConfig, ErrorCode, ModelError, Request, Sampling, load_backend
 from tests.checkpoints import SHAPES, cached_checkpoint
 from workers.engine_thread import EngineThread
 
@@ -101,12 +101,31 @@ def test_nothing_to_do_returns_at_once(engine):
     assert engine.run([]) == {}
 
 
-def test_a_key_asked_for_twice_fails_alone(engine):
-    results = engine.run([request("a"), request("b")])
-    assert all(generation.error is None for generation in results.values())
-    twice = [request("same", length=4), request("same", length=4)]
-    results = engine.run(twice)
-    assert set(results) == {"same-0", "same-1"}
+def test_a_key_asked_for_twice_is_refused(engine):
+    with pytest.raises(ValueError, match="twice"):
+        engine.run([request("same"), request("same")])
+    slow = threading.Thread(target=lambda: engine.run([request("slow", decodes=1, length=2000)]))
+    slow.start()
+    time.sleep(0.1)
+    results = engine.run([request("slow", decodes=1), request("other", decodes=1)])
+    assert results["slow-0"].error.code is ErrorCode.INTERNAL and "in flight" in results["slow-0"].error.message
+    assert results["other-0"].error is None
+    slow.join(timeout=120)
+
+
+def test_what_ended_the_thread_reaches_the_callers():
+    loads = iter([Fragile])
+
+    def load_once():
+        kind = next(loads, None)
+        if kind is None:
+            raise ModelError("the model folder has gone")
+        return kind()
+
+    thread = EngineThread(load_once)
+    poison = Request(id="poison", input_ids=[2, POISON], decodes=(Decode(key="p", sampling=Sampling(max_tokens=3)),))
+    with pytest.raises(ModelError, match="has gone"):
+        thread.run([poison])
 
 
 def test_the_input_that_breaks_the_engine_is_found_and_the_others_finish():
