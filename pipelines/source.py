@@ -164,6 +164,11 @@ def _ids(source: SourceSpec, place: RowGroup) -> tuple[pa.ChunkedArray, str | No
     return filtered(table, source).column(source.id).cast(pa.string()), None
 
 
+def filter_columns(source: SourceSpec) -> list[str]:
+    """The id and what the filter looks at: enough to know which rows are documents."""
+    return list(dict.fromkeys([source.id, *(column for column, _, _ in source.filter or ())]))
+
+
 def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
     """The rows that pass the job's filter; SourceError when a value does not fit its column's type."""
     if not source.filter:
