@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
@@ -40,11 +38,6 @@ def hex_of(keys: np.ndarray) -> pa.Array:
     data = _PAIRS[np.ascontiguousarray(keys, KEY).view(np.uint8)]
     offsets = np.arange(len(keys) + 1, dtype=np.int32) * 32
     return pa.StringArray.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(data))
-
-
-def as_keys(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
-    """16-byte keys as one S16 array."""
-    return keys if isinstance(keys, np.ndarray) else np.frombuffer(b"".join(keys), KEY)
 
 
 def find(sorted_keys: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

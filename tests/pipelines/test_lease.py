@@ -18,15 +18,8 @@ from infra.storage import Location
 from pipelines import lease as leases
 from pipelines.errors import TableHeldError
 from pipelines.lease import Lease, current_holder
-from tests.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
