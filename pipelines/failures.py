@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from infra.storage import Location
+from model_runtime import ErrorCode
 
-from .keys import KeySet, keys_of
+from .keys import KEY, KeySet, find, keys_of
 from .resume import REJECTED, attempts_of, status_codes
-from .table import TableFile, conform
+from .table import TableFile, conform, reading
 
+# Rows known by their place in the source, not by a document: a repeated id names a good document too.
+_BY_PLACE = pa.array([ErrorCode.NULL_ID.value, ErrorCode.DUPLICATE_ID.value, ErrorCode.BAD_ROW.value])
+_COLUMNS = ["key", "document_id", "status", "error_code", "attempt", "created_at"]
+_NEVER = np.iinfo(np.int64).min
 _ROWS = 1 << 16
 
 
@@ -23,17 +30,49 @@ def current_errors(table: Location, task: str) -> Location:
     return table.child("errors", task, "current.parquet")
 
 
+class Successes:
+    """When a task's documents succeeded, as one publish sees it: 24 bytes a row, whatever the ids are."""
+
+    def __init__(self) -> None:
+        self._documents = [np.empty(0, KEY)]
+        self._times = [np.empty(0, np.int64)]
+
+    def add(self, rows: pa.Table) -> None:
+        """Takes ok rows in."""
+        self._documents.append(_hashes(rows.column("document_id")))
+        self._times.append(_times(rows.column("created_at")))
+
+    def cover(self, documents: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """For each of `documents` (hashes) whether it succeeded at its time or later."""
+        if not len(documents):
+            return np.zeros(0, bool)
+        known, when = np.concatenate(self._documents), np.concatenate(self._times)
+        last = _first_of(known, ~when)
+        known, when = known[last], when[last]
+        found, at = find(known, documents)
+        return found & (when[at] >= times) if len(known) else found
+
+
 def merge_errors(
-    current: Location, news: Path | None, done: KeySet, schema: pa.Schema, footer: Mapping[bytes, bytes], out: Path
+    current: Location,
+    news: Location | None,
+    done: KeySet,
+    successes: Successes,
+    schema: pa.Schema,
+    footer: Mapping[bytes, bytes],
+    out: Path,
 ) -> int | None:
     """Writes to `out` the state that `current` becomes with the rows of `news`; its rows, or None when nothing changes.
 
-    A key in `done` (it succeeded) leaves; of several rows of a key a rejected one stays, else that of the latest
-    attempt, else the one that was there first. Two passes over the files: memory holds keys, not rows.
+    A row leaves when its key is in `done` (it succeeded) or its document is in `successes`, then or later. Of several
+    rows of a key a rejected one stays, else that of the latest attempt, else the one that was there first. Of several
+    keys of a document, as a repaired text or another prompt makes them, the newest stays. Two passes over the files:
+    memory holds keys, hashes and times, not rows.
     """
     exists = current.exists()
-    sources: list[Location | Path] = [*([current] if exists else []), *([news] if news else [])]
-    masks = _winners([_state(source) for source in sources], done)
+    sources = [*([current] if exists else []), *([news] if news else [])]
+    states = [_State.read(source) for source in sources]
+    masks = _winners(states, done, successes)
     changed = any(not mask.all() if source is current else mask.any() for source, mask in zip(sources, masks))
     if not changed and exists:
         return None
@@ -46,31 +85,81 @@ def merge_errors(
     return file.rows
 
 
-def _state(source: Location | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, and how strong each row's claim is: rejected above failed, then the attempt."""
-    keys, claims = [np.empty(0, "S16")], [np.empty(0, np.int32)]
-    for rows in _batches(source, ["key", "status", "attempt"]):
-        keys.append(keys_of(rows.column("key")))
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What decides between rows, 44 bytes each. `documents`: hashes of the ids, of a row known by its place its key.
+
+    `claims`: how strong a row is among those of its key, rejected above failed, then the attempt. `times`: µs.
+    """
+
+    keys: np.ndarray
+    documents: np.ndarray
+    claims: np.ndarray
+    times: np.ndarray
+
+    @classmethod
+    def read(cls, source: Location) -> _State:
+        """The state of a file's rows, in their order."""
+        with reading(source) as opened:
+            batches = opened.iter_batches(_ROWS, columns=_COLUMNS, use_threads=False)
+            return cls.joined([cls.of(pa.Table.from_batches([batch])) for batch in batches])
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> _State:
+        """The state of some rows."""
+        keys, ids = keys_of(rows.column("key")), rows.column("document_id")
+        by_place = pc.or_(pc.is_null(ids), pc.is_in(rows.column("error_code"), value_set=_BY_PLACE))
         rejected = status_codes(rows.column("status")) == REJECTED
-        claims.append((rejected.astype(np.int32) << 16) + attempts_of(rows.column("attempt")))
-    return np.concatenate(keys), np.concatenate(claims)
+        return cls(
+            keys,
+            np.where(by_place.to_numpy(), keys, _hashes(ids)),
+            (rejected.astype(np.int32) << 16) + attempts_of(rows.column("attempt")),
+            _times(rows.column("created_at")),
+        )
+
+    @classmethod
+    def joined(cls, states: list[_State]) -> _State:
+        """Several states, one after the other."""
+        empty = cls(np.empty(0, KEY), np.empty(0, KEY), np.empty(0, np.int32), np.empty(0, np.int64))
+        states = [empty, *states]
+        return cls(
+            np.concatenate([state.keys for state in states]),
+            np.concatenate([state.documents for state in states]),
+            np.concatenate([state.claims for state in states]),
+            np.concatenate([state.times for state in states]),
+        )
 
 
-def _winners(states: list[tuple[np.ndarray, np.ndarray]], done: KeySet) -> list[np.ndarray]:
-    if not states:
-        return []
-    keys = np.concatenate([keys for keys, _ in states])
-    claims = np.concatenate([claims for _, claims in states])
-    # By key, the strongest claim first, and of equal ones the earliest row: lexsort is stable.
-    order = np.lexsort((-claims, keys))
-    wins = np.zeros(len(keys), bool)
-    wins[order[np.unique(keys[order], return_index=True)[1]]] = True
-    wins &= ~done.contains(keys)
-    return np.split(wins, np.cumsum([len(keys) for keys, _ in states])[:-1])
+def _winners(states: list[_State], done: KeySet, successes: Successes) -> list[np.ndarray]:
+    """For each row of each file whether it stays."""
+    state = _State.joined(states)
+    left = np.flatnonzero(~done.contains(state.keys) & ~successes.cover(state.documents, state.times))
+    left = left[_first_of(state.keys[left], -state.claims[left])]
+    attempts = state.claims[left] & 0xFFFF
+    left = left[_first_of(state.documents[left], ~state.times[left], -attempts, left)]
+    wins = np.zeros(len(state.keys), bool)
+    wins[left] = True
+    return np.split(wins, np.cumsum([len(each.keys) for each in states])[:-1]) if states else []
 
 
-def _batches(source: Location | Path, columns: list[str] | None = None):
-    opened = source.open_input() if isinstance(source, Location) else pa.OSFile(str(source))
-    with opened as file:
-        for batch in pq.ParquetFile(file).iter_batches(_ROWS, columns=columns, use_threads=False):
+def _first_of(names: np.ndarray, *orders: np.ndarray) -> np.ndarray:
+    """Where each name's first row is, the names sorted: by the first of `orders`, then the next, then the place."""
+    order = np.lexsort((*reversed(orders), names))
+    return order[np.unique(names[order], return_index=True)[1]]
+
+
+def _hashes(ids: pa.ChunkedArray) -> np.ndarray:
+    """128-bit hashes of document ids (S16)."""
+    digests = [blake2b((value or "").encode(), digest_size=KEY.itemsize).digest() for value in ids.to_pylist()]
+    return np.frombuffer(b"".join(digests), KEY)
+
+
+def _times(created_at: pa.ChunkedArray) -> np.ndarray:
+    """Times as µs since 1970; a missing one is before all others."""
+    return pc.fill_null(created_at.cast(pa.int64()), _NEVER).to_numpy()
+
+
+def _batches(source: Location) -> Iterator[pa.Table]:
+    with reading(source) as opened:
+        for batch in opened.iter_batches(_ROWS, use_threads=False):
             yield pa.Table.from_batches([batch])

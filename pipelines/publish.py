@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from infra.storage import FileInfo, Location, Problem, StorageError, scratch_folder
 
 from .errors import TableError
-from .failures import current_errors, merge_errors
+from .failures import Successes, current_errors, merge_errors
 from .keys import KeySet, keys_of
 from .resume import read_keys
 from .table import (
@@ -30,6 +30,7 @@ from .table import (
     clean_partial,
     conform,
     footer_keys,
+    reading,
     write_work,
 )
 
@@ -39,6 +40,8 @@ _TASK = re.compile(r"^[a-z0-9_]{1,64}$")
 _BUFFERED_BYTES = 256 << 20
 _WINDOW_FILES, _WINDOW_BYTES = 64, 32 << 20
 _PARALLEL = 16
+# What stands for them where a work file's footer names tasks.
+_ERRORS = ""
 
 
 class Publisher:
@@ -80,7 +83,9 @@ class Publisher:
         work = self._table.child("_work").list_files()
         chosen = None if final else self._ripe(work)
         if chosen is None or chosen:
-            mine = work if chosen is None else [file for file in work if chosen & self._waiting(file).keys()]
+            # Rows for errors/ always come along, so that none arrives there after a newer success.
+            wanted = None if chosen is None else {*chosen, _ERRORS}
+            mine = work if wanted is None else [file for file in work if wanted & self._waiting(file).keys()]
             if mine:
                 self._merge(mine, chosen, counts)
             if final:
@@ -115,14 +120,12 @@ class Publisher:
 
     def _read(self, file: FileInfo) -> pa.Table | None:
         try:
-            with Location(file.url).open_input() as source:
-                rows = pq.ParquetFile(source).read(use_threads=False)
+            with reading(Location(file.url)) as opened:
+                rows = opened.read(use_threads=False)
         except StorageError as error:
             if error.problem is Problem.MISSING:
                 return None
             raise
-        except pa.ArrowException as error:
-            raise TableError(f"{file.url}: not a Parquet file ({error}); move it away and run again") from error
         check_file_schema(file.url, rows.schema, self._schema)
         return conform(rows, self._schema)
 
@@ -133,20 +136,19 @@ class Publisher:
             waiting = Counter[str]()
             for sizes in pool.map(self._waiting, work):
                 waiting.update(sizes)
-        return {task for task, size in waiting.items() if size >= self._target}
+        return {task for task, size in waiting.items() if task != _ERRORS and size >= self._target}
 
     def _waiting(self, file: FileInfo) -> dict[str, int]:
-        """Bytes of each task's ok rows in a work file, from its footer."""
+        """Bytes of each task's ok rows in a work file, from its footer; those of rows for errors/ under no name."""
         if file.url not in self._shares:
             try:
-                with Location(file.url).open_input() as source:
-                    footer = pq.read_metadata(source).metadata or {}
+                with reading(Location(file.url)) as opened:
+                    self._shares[file.url] = json.loads((opened.metadata.metadata or {}).get(SHARES, b"{}"))
             except StorageError as error:
                 if error.problem is not Problem.MISSING:
                     raise
-                footer = {}
-            self._shares[file.url] = json.loads(footer.get(SHARES, b"{}"))
-        return {task: int(share * file.size) for task, share in self._shares[file.url].items() if task}
+                self._shares[file.url] = {}
+        return {task: int(share * file.size) for task, share in self._shares[file.url].items()}
 
     def upload_results(self, task: str, path: Path) -> str:
         """Makes a finished local file visible in results/<task>/ under the run's next number; its URL."""
@@ -190,6 +192,8 @@ class _Batch:
         self._taken = KeySet()
         self._results: dict[str, GrowingFile] = {}
         self._errors: dict[str, GrowingFile] = {}
+        self._successes: defaultdict[str, Successes] = defaultdict(Successes)
+        self._numbers = count()
         self._touched: set[str] = set()
         self._uploaded: list[str] = []
 
@@ -202,6 +206,8 @@ class _Batch:
         for task, part in _by_task(rows.filter(ok)):
             if chosen is None or task in chosen:
                 self._touched.add(task)
+                # Those that results/ has already count too: a publisher that died before errors/ put them there.
+                self._successes[task].add(part)
                 keys = keys_of(part.column("key"))
                 new = self._publisher._published.first_seen(keys) & self._taken.first_seen(keys)
                 self._counts["duplicates"] += int(len(new) - new.sum())
@@ -228,8 +234,9 @@ class _Batch:
         out = self._scratch / f"{task}.errors.parquet"
         rows = merge_errors(
             current,
-            news.close() if news else None,
+            Location(str(news.close())) if news else None,
             publisher._published,
+            self._successes[task],
             publisher._schema,
             publisher._footer,
             out,
@@ -241,8 +248,8 @@ class _Batch:
 
     def _growing(self, zone: dict[str, GrowingFile], task: str) -> GrowingFile:
         if task not in zone:
-            number = len(list(self._scratch.iterdir()))
-            path = self._scratch / f"{number}.parquet"
+            # Counted, not looked up: files that were uploaded leave the folder while others are open.
+            path = self._scratch / f"{next(self._numbers)}.parquet"
             zone[task] = GrowingFile(path, self._publisher._schema, self._publisher._footer)
         return zone[task]
 

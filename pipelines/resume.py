@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra.storage import FileInfo, Location, Problem, StorageError
 
-from .errors import TableError
 from .keys import KEY, find, keys_of
+from .table import reading
 
 PENDING, OK, REJECTED, FAILED = 0, 1, 2, 3
 STATUS_NAMES = ("pending", "ok", "rejected", "failed")
@@ -94,18 +93,14 @@ def _read_all(files: list[FileInfo], always_ok: bool) -> Iterator[tuple[np.ndarr
 def _read(file: FileInfo, always_ok: bool) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     columns = ["key"] if always_ok else ["key", "status", "attempt"]
     try:
-        with Location(file.url).open_input() as source:
-            batches = pq.ParquetFile(source).iter_batches(_ROWS, columns=columns, use_threads=False)
+        with reading(Location(file.url)) as opened:
+            batches = opened.iter_batches(_ROWS, columns=columns, use_threads=False)
             return [_columns(batch, always_ok) for batch in batches]
     except StorageError as error:
         # A work file that a publisher merged and deleted between the listing and now.
         if error.problem is Problem.MISSING:
             return []
         raise
-    except (pa.ArrowException, ValueError, KeyError) as error:
-        raise TableError(
-            f"{file.url}: this file of the table cannot be read ({error}); move it away and run again"
-        ) from error
 
 
 def _columns(batch: pa.RecordBatch, always_ok: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

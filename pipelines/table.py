@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.storage import Location, remove_dead_temporaries
+from infra.storage import Location, Problem, StorageError, redact_url, remove_dead_temporaries
 
-from .errors import TableError
+from .damage import first_line, is_damage
+from .errors import RunError, TableError
 from .schema import DICTIONARY_COLUMNS, OUTPUT, SCHEMA_VERSION
 
 # In a work file's footer: the share of each task's ok rows in its bytes, so that a publisher need not read the rows to
@@ -37,6 +39,27 @@ def footer_keys(run_id: str, job_hash: str | None = None) -> dict[bytes, bytes]:
     """The `corpusmill.*` keys of a file's footer."""
     keys = {b"corpusmill.run_id": run_id.encode(), b"corpusmill.schema_version": str(SCHEMA_VERSION).encode()}
     return keys if job_hash is None else {**keys, b"corpusmill.job_hash": job_hash.encode()}
+
+
+@contextmanager
+def reading(location: Location) -> Iterator[pq.ParquetFile]:
+    """A table's file, for a block that does nothing but read it: whatever goes wrong there names the file.
+
+    TableError for a file that is damaged or holds what no table holds; StorageError for the store's troubles, with
+    Problem.MISSING for a file that is not there, also when it is deleted in between.
+    """
+    try:
+        with location.open_input() as source:
+            yield pq.ParquetFile(source)
+    except (RunError, StorageError):
+        raise
+    except Exception as error:
+        if is_damage(error) or isinstance(error, ValueError | KeyError):
+            raise TableError(
+                f"{location}: this file of the table cannot be read ({first_line(error)}); move it away and run again"
+            ) from error
+        with location.errors():
+            raise
 
 
 class TableFile:
@@ -112,10 +135,13 @@ def check_table_schema(table: Location, schema: pa.Schema) -> None:
         files = table.child(zone).list_files()
         for file in {f.url: f for f in (*files[:1], *files[-1:])}.values():
             try:
-                with Location(file.url).open_input() as source:
-                    found = pq.read_schema(source)
-            except pa.ArrowException as error:
-                raise TableError(f"{file.url}: not a Parquet file ({error}); move it away and run again") from error
+                with reading(Location(file.url)) as opened:
+                    found = opened.schema.to_arrow_schema()
+            except StorageError as error:
+                # A work file that a publisher merged and deleted between the listing and now.
+                if error.problem is Problem.MISSING:
+                    continue
+                raise
             check_file_schema(file.url, found, schema)
 
 
@@ -126,7 +152,7 @@ def clean_partial(table: Location) -> int:
 
 def check_file_schema(url: str, found: pa.Schema, wanted: pa.Schema) -> None:
     """TableError, naming the column, when one file's schema does not fit `wanted`; older versions may lack columns."""
-    own, wanted = set(OUTPUT.names), _as_written(wanted)
+    url, own, wanted = redact_url(url), set(OUTPUT.names), _as_written(wanted)
     version = int((found.metadata or {}).get(b"corpusmill.schema_version", b"0"))
     if version > SCHEMA_VERSION:
         newer = next((name for name in found.names if name not in set(wanted.names)), None)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
@@ -20,17 +21,11 @@ import pytest
 from infra.storage import Location, StorageError
 from pipelines.errors import TableError, TableHeldError
 from pipelines.publish import Publisher, check_table_schema, clean_partial, write_work
+from pipelines.resume import read_done
 from pipelines.schema import DICTIONARY_COLUMNS, output_schema
 from tests.pipelines.rows import SCHEMA, key, row, rows, visible
-from tests.s3_server import s3_server
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as server:
-        yield server
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -81,6 +76,78 @@ def test_errors_hold_the_current_state(table):
     assert [r["key"] for r in read(table, "results")] == [key(0)]
 
 
+def version(document: int, content: int, status: str = "ok", hour: int = 0, **values) -> dict:
+    """A row of one version of a document (its text, its prompt): another version has another key."""
+    made = row(1000 * document + content, status=status, attempt=values.pop("attempt", 1))
+    when = datetime(2026, 1, 1, hour, tzinfo=UTC)
+    return {**made, "document_id": f"doc-{document}", "created_at": when, **values}
+
+
+def now_in_errors(table: Location) -> list[tuple]:
+    return sorted((r["document_id"], r["created_at"].hour, r["attempt"]) for r in read(table, "errors"))
+
+
+def test_a_document_that_works_by_now_leaves_errors_whatever_its_key(table):
+    write_work(table, "r1", rows(*(version(n, 0, "rejected") for n in range(4))))
+    publisher(table).publish(final=True)
+    # 0 was repaired; 1 was made before, from another version; 2 succeeded in the same moment; 3 in another task
+    write_work(table, "r2", rows(version(0, 1, hour=1), version(2, 1), {**version(3, 1, hour=1), "task": "b"}))
+    write_work(table, "r2", rows({**version(1, 1), "created_at": datetime(2025, 12, 31, tzinfo=UTC)}))
+    publisher(table, "r2").publish(final=True)
+    assert now_in_errors(table) == [("doc-1", 0, 1), ("doc-3", 0, 1)]
+    assert len(read(table, "results")) == 4
+
+
+def test_errors_hold_the_newest_row_of_a_document(table):
+    write_work(table, "r1", rows(version(0, 0, "failed", attempt=3), version(1, 0, "rejected", hour=5)))
+    publisher(table).publish(final=True)
+    write_work(table, "r2", rows(version(0, 1, "failed", hour=1), version(1, 1, "failed", hour=2, attempt=2)))
+    write_work(table, "r2", rows(version(2, 0, "failed", hour=3), version(2, 1, "failed", hour=3, attempt=2)))
+    publisher(table, "r2").publish(final=True)
+    assert now_in_errors(table) == [("doc-0", 1, 1), ("doc-1", 5, 1), ("doc-2", 3, 2)]
+    write_work(table, "r3", rows(version(0, 1, "failed", hour=4, attempt=2), version(2, 2, hour=2)))
+    publisher(table, "r3").publish(final=True)
+    assert now_in_errors(table) == [("doc-0", 4, 2), ("doc-1", 5, 1), ("doc-2", 3, 2)]
+
+
+def test_rows_known_by_their_place_stand_beside_each_other(table):
+    places = [version(0, n, "rejected", error_code="duplicate_id") for n in (1, 2)]
+    places += [version(9, n, "rejected", error_code="null_id", document_id=None) for n in (1, 2)]
+    places += [version(0, 7, "rejected", error_code="bad_row")]
+    write_work(table, "r1", rows(*places, version(0, 0, hour=1), version(0, 8, "failed")))
+    publisher(table).publish(final=True)
+    codes = sorted(r["error_code"] for r in read(table, "errors"))
+    assert codes == ["bad_row", "duplicate_id", "duplicate_id", "null_id", "null_id"]
+
+
+def test_killed_before_errors_the_next_publisher_still_removes_what_works_now(tmp_path, monkeypatch):
+    table = Location(str(tmp_path))
+    write_work(table, "r1", rows(version(0, 0, "rejected")))
+    publisher(table).publish(final=True)
+    write_work(table, "r2", rows(version(0, 1, hour=1)))
+
+    def killed(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr("pipelines.publish.merge_errors", killed)
+        with pytest.raises(KeyboardInterrupt):
+            publisher(table, "r2").publish(final=True)
+    assert len(visible(tmp_path)) == 1 and len(now_in_errors(table)) == 1
+    publisher(table, "r3").publish(final=True)
+    assert len(visible(tmp_path)) == 1 and now_in_errors(table) == []
+
+
+def test_an_early_publish_takes_errors_along(tmp_path):
+    table = Location(str(tmp_path))
+    write_work(table, "r1", rows(version(0, 0, "failed")))
+    write_work(table, "r2", rows({**version(0, 1, hour=1), "text": os.urandom(100_000).hex()}))
+    publishing = publisher(table, "r2", target_bytes=50_000)
+    assert publishing.publish()["rows"] == 1
+    publishing.publish(final=True)
+    assert now_in_errors(table) == []
+
+
 def test_one_publisher_publishes_many_times(table):
     publishing = publisher(table)
     for n in range(4):
@@ -113,20 +180,24 @@ def test_only_a_task_of_which_enough_waits_is_published_early(tmp_path):
     assert len(set(visible(tmp_path))) == len(visible(tmp_path)) == 205
 
 
-def test_files_are_cut_at_the_target_size(tmp_path):
+def test_files_are_cut_at_the_target_size(tmp_path, monkeypatch):
+    # Work files one by one, and tasks that begin when files of others were cut already while some are still open.
+    monkeypatch.setattr("pipelines.publish._WINDOW_FILES", 1)
+    monkeypatch.setattr("pipelines.table._ROW_GROUP_BYTES", 50_000)
     table = Location(str(tmp_path))
-    for part in range(6):
-        big = [{**row(n), "text": os.urandom(640).hex()} for n in range(part * 100, part * 100 + 100)]
-        write_work(table, "r1", rows(*big))
-    import pipelines.table
-
-    before, pipelines.table._ROW_GROUP_BYTES = pipelines.table._ROW_GROUP_BYTES, 50_000
-    try:
-        counts = publisher(table, target_bytes=30_000).publish(final=True)
-    finally:
-        pipelines.table._ROW_GROUP_BYTES = before
-    assert counts["rows"] == 600 and counts["files"] >= 1
-    assert sorted(visible(tmp_path)) == sorted(key(n) for n in range(600))
+    for part, tasks in enumerate(["ab", "a", "ac", "a", "abc", "cd", "acd", "bd"]):
+        big = [{**row(n, t), "text": os.urandom(400).hex()} for t in tasks for n in range(part * 50, part * 50 + 50)]
+        write_work(table, f"r{part}", rows(*big, row(part, tasks[-1], status="failed")))
+    counts = publisher(table, target_bytes=30_000).publish(final=True)
+    assert counts["rows"] == 16 * 50
+    for task, parts in {"a": (0, 1, 2, 3, 4, 6), "b": (0, 4, 7), "c": (2, 4, 5, 6), "d": (5, 6, 7)}.items():
+        made = [n for part in parts for n in range(part * 50, part * 50 + 50)]
+        files = table.child("results", task).list_files()
+        assert len(files) > 1
+        read_back = [r for file in files for r in pq.ParquetFile(file.path).read().to_pylist()]
+        assert sorted(r["key"] for r in read_back) == sorted(key(n, task) for n in made)
+        assert {r["task"] for r in read_back} == {task}
+        assert len({r["text"] for r in read_back}) == len(made)
 
 
 def test_the_format_is_what_engines_read(tmp_path):
@@ -167,6 +238,67 @@ def test_carried_columns_are_pinned(tmp_path):
     for message, carry in wrong.items():
         with pytest.raises(TableError, match=message):
             check_table_schema(table, output_schema(carry))
+
+
+def test_a_file_that_a_publisher_takes_away_meanwhile_is_no_trouble(table, monkeypatch):
+    write_work(table, "r1", rows(row(1)))
+    listed = Location.list_files
+
+    def then_deleted(self, *suffix):
+        files = listed(self, *suffix)
+        for file in files if self.url.endswith("_work") else []:
+            Location(file.url).delete()
+        return files
+
+    monkeypatch.setattr(Location, "list_files", then_deleted)
+    check_table_schema(table, SCHEMA)
+
+
+@pytest.mark.parametrize("zone", ["_work", "results", "errors"])
+def test_a_damaged_file_is_named(tmp_path, zone):
+    table = Location(str(tmp_path))
+    status = "failed" if zone == "errors" else "ok"
+    write_work(table, "r1", rows(*(row(n, status=status) for n in range(50))))
+    if zone != "_work":
+        publisher(table).publish(final=True)
+    [file] = (file for file in table.child(zone).list_files() if file.size > 5000 and "/b/" not in file.path)
+    damage_pages(Path(file.path))
+    write_work(table, "r2", rows(row(99, status=status)))
+    for read_it in (lambda: publisher(table, "r2").publish(final=True), lambda: read_done(table)):
+        with pytest.raises(
+            TableError, match=r"\.parquet: this file of the table cannot be read \(.*move it away"
+        ) as said:
+            read_it()
+        assert file.path in str(said.value) and "\n" not in str(said.value)
+    Path(file.path).write_bytes(b"PAR1 and no more")
+    with pytest.raises(TableError, match="cannot be read"):
+        check_table_schema(table, SCHEMA)
+
+
+def damage_pages(path: Path) -> None:
+    """Overwrites the first bytes of every column's pages: the footer stays as it is."""
+    data = bytearray(path.read_bytes())
+    group = pq.read_metadata(path).row_group(0)
+    for column in map(group.column, range(group.num_columns)):
+        start = column.dictionary_page_offset or column.data_page_offset
+        data[start : start + 8] = b"\xff" * 8
+    path.write_bytes(data)
+
+
+def test_trouble_of_the_store_while_reading_names_the_file(s3, monkeypatch):
+    table = Location(s3.url(uuid.uuid4().hex))
+    write_work(table, "r1", rows(row(1)))
+    [file] = table.child("_work").list_files()
+
+    def broken(*_, **__):
+        raise ConnectionResetError("the connection was reset")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.read", broken)
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", broken)
+    for read_it in (lambda: publisher(table, "r2").publish(final=True), lambda: read_done(table)):
+        with pytest.raises(StorageError, match="overloaded or failing") as said:
+            read_it()
+        assert said.value.url == file.url
 
 
 def test_a_newer_releases_table_is_left_alone(tmp_path):
