@@ -84,7 +84,7 @@ def plan_bands(lengths: Sequence[int], window: int, group: int, dtype: torch.dty
     )
     offsets = torch.arange(left + block + right, device=device) - torch.arange(block, device=device).unsqueeze(-1)
     band = (offsets >= 0) & (offsets <= left + right)
-    inner = _additive(band.unsqueeze(0), group, dtype)
+    inner = _banded_mask(band.unsqueeze(0), group, dtype)
     masks = []
     for first in range(0, blocks, chunk):
         count = min(chunk, blocks - first)
@@ -93,7 +93,7 @@ def plan_bands(lengths: Sequence[int], window: int, group: int, dtype: torch.dty
             masks.append(inner)
             continue
         queries = documents[left + first * block : left + (first + count) * block].view(count, block, 1)
-        masks.append(_additive(band & (keys.unsqueeze(1) == queries), group, dtype))
+        masks.append(_banded_mask(band & (keys.unsqueeze(1) == queries), group, dtype))
     return BandPlan(tokens=tokens, left=left, right=right, block=block, chunk=chunk, masks=tuple(masks))
 
 
@@ -146,6 +146,10 @@ def merge_attention(a: Tensor, a_lse: Tensor, b: Tensor, b_lse: Tensor) -> Tenso
     return torch.lerp(b.float(), a.float(), share).to(a.dtype)
 
 
-def _additive(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
-    return mask.repeat(1, group, 1).unsqueeze(1)
+def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `allowed` (bool), −∞ elsewhere, same shape."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+
+
+def _banded_mask(allowed: Tensor, group: int, dtype: torch.dtype) -> Tensor:
+    return additive_mask(allowed, dtype).repeat(1, group, 1).unsqueeze(1)

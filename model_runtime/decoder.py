@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import attention_with_lse, fold_heads, merge_attention, unfold_heads
+from .attention import additive_mask, attention_with_lse, fold_heads, merge_attention, unfold_heads
 from .cache import DocumentKeys, OwnKeys
-from .config import ModelConfig, TextConfig
-from .layers import GatedMLP, Projections, RMSNorm, rotary_tables, rotate
+from .config import ModelConfig
+from .layers import Block, RMSNorm, rotary_tables, rotate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +35,8 @@ class Step:
     prefill: bool
 
 
-class DecoderLayer(nn.Module):
-    """Merged attention and MLP, each with a norm before and after."""
-
-    def __init__(self, config: TextConfig, index: int) -> None:
-        super().__init__()
-        self.index, self.sliding, self.window = index, config.sliding[index], config.window
-        self.scale = config.query_scale
-        self.self_attn = Projections(config)
-        self.mlp = GatedMLP(config)
-        size, eps = config.hidden_size, config.norm_eps
-        self.pre_self_attn_layernorm = RMSNorm(size, eps)
-        self.post_self_attn_layernorm = RMSNorm(size, eps)
-        self.pre_feedforward_layernorm = RMSNorm(size, eps)
-        self.post_feedforward_layernorm = RMSNorm(size, eps)
+class DecoderLayer(Block):
+    """Merged attention over the document's encoder keys and the decode's own."""
 
     def forward(
         self, x_RPE: Tensor, positions_RP: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor, step: Step
@@ -60,8 +48,7 @@ class DecoderLayer(nn.Module):
         cross, cross_lse = self._over_documents(q_RPHD, step)
         own, own_lse = self._over_own(q_RPHD, k_RPKD, v_RPKD, positions_RP, mask, step)
         attended = merge_attention(own, own_lse, cross, cross_lse)
-        x_RPE = x_RPE + self.post_self_attn_layernorm(attn.o_proj(attended.flatten(2)))
-        return x_RPE + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_RPE)))
+        return self.finish(x_RPE, attended)
 
     def _over_documents(self, q_RPHD: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Each row over its document's encoder keys: [R, P, H, D] and log-sum-exps [R, P, H]."""
@@ -136,13 +123,13 @@ class Decoder(nn.Module):
             places = x_RPE.shape[1]
             distance = torch.arange(places, device=device).unsqueeze(-1) - torch.arange(places, device=device)
             allowed = (distance >= 0) & (distance < config.window if sliding else True)
-            return _additive(allowed.repeat(config.group, 1)[None, None], x_RPE.dtype)
+            return additive_mask(allowed.repeat(config.group, 1)[None, None], x_RPE.dtype)
         room = step.own.layer_capacity(config.sliding.index(sliding), step.own.capacity)
         seen = min(room, max(step.lengths))
         lengths = torch.tensor(step.lengths, device=device)
         # A ring that has wrapped holds exactly the window: every slot counts.
         allowed = torch.arange(seen, device=device) < lengths.unsqueeze(-1)
-        return _additive(allowed[:, None, None].expand(-1, 1, config.group, -1), x_RPE.dtype)
+        return additive_mask(allowed[:, None, None].expand(-1, 1, config.group, -1), x_RPE.dtype)
 
 
 def lm_logits(hidden_RE: Tensor, embedding_VE: Tensor, softcap: float | None) -> Tensor:
@@ -151,7 +138,3 @@ def lm_logits(hidden_RE: Tensor, embedding_VE: Tensor, softcap: float | None) ->
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     return logits.float()
-
-
-def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))

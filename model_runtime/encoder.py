@@ -9,25 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .attention import BandPlan, banded_attention, full_attention, plan_bands
-from .config import ModelConfig, TextConfig
-from .layers import GatedMLP, Projections, RMSNorm, ScaledEmbedding, rotary_tables, rotate
+from .config import ModelConfig
+from .layers import Block, RMSNorm, ScaledEmbedding, rotary_tables, rotate
 from .vision import Projector, VisionTower
 
 
-class EncoderLayer(nn.Module):
-    """Attention and MLP, each with a norm before and after."""
-
-    def __init__(self, config: TextConfig, index: int) -> None:
-        super().__init__()
-        self.sliding = config.sliding[index]
-        self.scale = config.query_scale
-        self.self_attn = Projections(config)
-        self.mlp = GatedMLP(config)
-        size, eps = config.hidden_size, config.norm_eps
-        self.pre_self_attn_layernorm = RMSNorm(size, eps)
-        self.post_self_attn_layernorm = RMSNorm(size, eps)
-        self.pre_feedforward_layernorm = RMSNorm(size, eps)
-        self.post_feedforward_layernorm = RMSNorm(size, eps)
+class EncoderLayer(Block):
+    """Attention over the document, through a two-sided window on sliding layers."""
 
     def forward(
         self, x_TE: Tensor, rope: tuple[Tensor, Tensor], lengths: Sequence[int], plan: BandPlan | None
@@ -40,8 +28,7 @@ class EncoderLayer(nn.Module):
             attended = banded_attention(q_THD, k_TKD, v_TKD, plan, self.scale)
         else:
             attended = full_attention(q_THD, k_TKD, v_TKD, lengths, self.scale)
-        x_TE = x_TE + self.post_self_attn_layernorm(attn.o_proj(attended.flatten(1)))
-        return x_TE + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x_TE)))
+        return self.finish(x_TE, attended)
 
 
 class Encoder(nn.Module):

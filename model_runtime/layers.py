@@ -76,6 +76,26 @@ class Projections(nn.Module):
         return self.k_norm(self.k_proj(x).unflatten(-1, shape)), self.v_proj(x).unflatten(-1, shape)
 
 
+class Block(nn.Module):
+    """What a layer of either half is made of: projections and a gated MLP, each with a norm before and after."""
+
+    def __init__(self, config: TextConfig, index: int) -> None:
+        super().__init__()
+        self.index, self.sliding, self.scale = index, config.sliding[index], config.query_scale
+        self.self_attn = Projections(config)
+        self.mlp = GatedMLP(config)
+        size, eps = config.hidden_size, config.norm_eps
+        self.pre_self_attn_layernorm = RMSNorm(size, eps)
+        self.post_self_attn_layernorm = RMSNorm(size, eps)
+        self.pre_feedforward_layernorm = RMSNorm(size, eps)
+        self.post_feedforward_layernorm = RMSNorm(size, eps)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [..., hidden] from its input and its attention's result [..., heads, head_dim]."""
+        x = x + self.post_self_attn_layernorm(self.self_attn.o_proj(attended.flatten(-2)))
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+
+
 class ScaledEmbedding(nn.Module):
     """Token embedding × sqrt(hidden); the end-of-image token has a vector of its own that is not scaled."""
 

@@ -16,12 +16,11 @@ from .job import JobSpec
 from .publish import check_table_schema
 from .reports import LengthBucket, PlanReport, TaskCounts
 from .resolve import Resolved, resolve
-from .resume import read_done
+from .resume import STATUS_NAMES, read_done
 from .schema import output_schema
 from .stages import unpack
 
 _BUCKETS = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
-_ALREADY = {1: "already_ok", 2: "already_rejected", 3: "already_failed"}
 
 
 def plan_job(job: JobSpec, *, say: Callable[[str], None] = lambda line: None) -> PlanReport:
@@ -86,7 +85,7 @@ class _Counting:
     def _count(self, pair: dict[str, Any]) -> bool:
         name = self._names[pair["task"]]
         if pair["state"] != TODO:
-            field = _ALREADY[pair["state"]]
+            field = f"already_{STATUS_NAMES[pair['state']]}"
             setattr(self._tasks[name], field, getattr(self._tasks[name], field) + 1)
             return False
         self._todo[name] += 1

@@ -26,6 +26,7 @@ from workers.prepare import TODO, Prepare
 from workers.tasks import LimitsSpec
 
 from .publish import write_work
+from .resume import STATUS_NAMES
 from .schema import output_schema
 
 # A packet is what one call of the model worker gets, and what is made durable together: bounded in encoder tokens
@@ -44,7 +45,7 @@ OUTCOME = pa.schema(
                     [
                         ("task", pa.int16()),
                         ("key", pa.binary(16)),
-                        ("state", pa.int8()),  # 1 ok, 2 rejected, 3 failed
+                        ("state", pa.int8()),  # its place in STATUS_NAMES
                         ("made", pa.bool_()),
                         ("error_code", pa.string()),
                         ("error_message", pa.string()),
@@ -60,7 +61,6 @@ OUTCOME = pa.schema(
         ("busy_seconds", pa.float64()),
     ]
 )
-STATES = {"ok": 1, "rejected": 2, "failed": 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +220,7 @@ def _pair(pair: dict[str, Any], row: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "task": pair["task"],
         "key": pair["key"],
-        "state": STATES[row["status"]] if made and row else pair["state"],
+        "state": STATUS_NAMES.index(row["status"]) if made and row else pair["state"],
         "made": made,
         "error_code": row["error_code"] if made and row else None,
         "error_message": row["error_message"] if made and row else None,

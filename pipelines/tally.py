@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from .errors import FailureRateError
 from .reports import Progress, TaskCounts
+from .resume import STATUS_NAMES
 
 # The failure rate means little before this many rows.
 _RATE_FROM = 100
-_NAMES = {1: "ok", 2: "rejected", 3: "failed"}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Tally:
             )
 
     def _count(self, pair: dict) -> bool:
-        counts, state = self.counts[self.tasks[pair["task"]]], _NAMES[pair["state"]]
+        counts, state = self.counts[self.tasks[pair["task"]]], STATUS_NAMES[pair["state"]]
         name = state if pair["made"] else f"already_{state}"
         setattr(counts, name, getattr(counts, name) + 1)
         if pair["made"] and pair["error_code"]:
