@@ -15,10 +15,13 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 _ALWAYS_SECRET = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
-_SECRET_SUFFIXES = ("SECRET", "TOKEN", "PASSWORD", "KEY")
+_SECRET_SUFFIXES = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "KEY", "CONNECTION_STRING")
 _SHORTEST_SECRET = 8
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s'\"]*@")
-_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"=]*=[^\s'\"]*")
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")
+# Only http's "?" always opens a query; elsewhere one without a "=" is a glob's.
+_QUERY = re.compile(
+    r"(https?://[^\s?'\"]*)\?[^\s'\"]+|([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"=]*=[^\s'\"]*", re.IGNORECASE
+)
 _MESSAGE_LENGTH = 300
 
 
@@ -111,7 +114,7 @@ def codes(error: BaseException) -> set[str]:
 
 def redact_url(url: str) -> str:
     """The URL without user, password and query string."""
-    return _QUERY.sub(rf"\1?{HIDDEN}", _USERINFO.sub(rf"\1{HIDDEN}@", url))
+    return _QUERY.sub(rf"\1\2?{HIDDEN}", _USERINFO.sub(rf"\1{HIDDEN}@", url))
 
 
 def redact(text: str) -> str:
@@ -141,7 +144,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
-    text = redact(" ".join(str(error).split()))
+    text = " ".join(redact(str(error)).split())
     return text if len(text) <= _MESSAGE_LENGTH else text[:_MESSAGE_LENGTH] + "…"
 
 

@@ -66,8 +66,8 @@ def demo(
 
 
 @app.command(
-    epilog="Exit codes: 0 done, 2 job file or usage, 3 source or model, 4 too many rows failed, "
-    "5 another run holds the table, 130 interrupted."
+    epilog="Exit codes: 0 done, 1 a mistake of corpusmill's own, 2 job file or usage, 3 source or model, "
+    "4 too many rows failed, 5 another run holds the table, 130 interrupted."
 )
 def run(
     job: JobFile,
@@ -142,12 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _close_stdout()
         code = 141
     except (Exception, KeyboardInterrupt) as error:
+        from .failures import explain, traceback_of
+
         if debug:
-            import traceback
-
-            traceback.print_exception(error)
-        from .failures import explain
-
+            print(traceback_of(error), end="", file=sys.stderr)
         failure = explain(error)
         for line in failure.lines:
             print(f"corpusmill: {line}", file=sys.stderr)

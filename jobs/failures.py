@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from infra.cluster import ClusterError
-from infra.storage import StorageError
+from infra.storage import StorageError, redact
 from model_runtime.errors import ModelError
 from pipelines.errors import RunError
 
@@ -23,21 +24,26 @@ class Failure(NamedTuple):
 
 
 def explain(error: BaseException) -> Failure:
-    """The failure that `error`, or one of ours that caused it, means to a person."""
+    """The failure that `error`, or one of ours that caused it, means to a person; no line holds a secret."""
     if isinstance(error, KeyboardInterrupt):
         return Failure([INTERRUPTED], 130)
     for cause in _causes(error):
         if isinstance(cause, RunError):
-            return Failure([one_line(line) for line in str(cause).splitlines()], cause.exit_code)
+            return Failure([one_line(line) for line in redact(str(cause)).splitlines()], cause.exit_code)
         if isinstance(cause, ModelError | StorageError | ClusterError):
-            return Failure([one_line(str(cause))], 3)
+            return Failure([one_line(redact(str(cause)))], 3)
     # Typer's own errors: a missing argument, an unknown command.
     if callable(said := getattr(error, "format_message", None)):
-        text = one_line(said()).replace("Value error, ", "")
+        text = one_line(redact(said())).replace("Value error, ", "")
         return Failure([f"{text} (corpusmill --help)"] if text else [], 2)
     origin = _origin(error)
-    said, name = one_line(str(origin)), type(origin).__name__
+    said, name = one_line(redact(str(origin))), type(origin).__name__
     return Failure([f"unexpected {name}{f': {_clip(said)}' if said else ''} (--debug shows where)"], 1)
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback that --debug shows, without secrets."""
+    return redact("".join(traceback.format_exception(error)))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TextIO
 
 import duckdb
@@ -54,10 +55,15 @@ def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
 
 
 def _csv(reader: pa.RecordBatchReader, out: TextIO) -> None:
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(reader.schema.names)
+    """Data as it is; what would steer a terminal is spelled out only where `out` is one."""
+    show = partial(escape, keep="\n\t") if out.isatty() else str
+    plain_rows = csv.writer(out, lineterminator="\n")
+    # Readers end a line at a bare carriage return too, and the writer above does not quote it.
+    quoted_rows = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain_rows.writerow([show(name) for name in reader.schema.names])
     for row in _rows(reader):
-        writer.writerow(["" if value is None else escape(_spell(value), keep="\n\t") for value in row])
+        cells = ["" if value is None else show(_spell(value)) for value in row]
+        (quoted_rows if any("\r" in cell for cell in cells) else plain_rows).writerow(cells)
 
 
 def _json(reader: pa.RecordBatchReader, out: TextIO) -> None:

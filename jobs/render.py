@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from infra.storage import redact, redact_url
 from pipelines.reports import PlanReport, RunReport, TaskCounts
 
 from .text import count, duration, one_line, rate, shell_word, short_path, size
@@ -92,7 +93,7 @@ def nothing_to_do(report: RunReport) -> str:
 
 def show_table_path(console: Console, path: str) -> None:
     """Where the table is, and a query to try on it; both stay on one line so that they can be copied."""
-    short = short_path(path)
+    short = short_path(redact_url(path))
     console.print()
     console.print(Text.assemble(("Table  ", "bold"), short), soft_wrap=True)
     sql = "SELECT * FROM results LIMIT 3"
@@ -107,13 +108,13 @@ def show_errors(console: Console, errors: Errors, title: str) -> None:
         return
     heading(console, title)
     ordered = sorted(errors.items(), key=lambda item: -item[1][0])
-    rows = [(code, f"{number:,}", one_line(example)) for code, (number, example) in ordered]
+    rows = [(code, f"{number:,}", one_line(redact(example))) for code, (number, example) in ordered]
     console.print(table(["code", ("rows", "right"), ("for example", "fold")], rows))
 
 
 def errors_as_json(errors: Errors) -> dict[str, dict[str, object]]:
     """Errors by code, for programs."""
-    return {code: {"rows": number, "example": example} for code, (number, example) in errors.items()}
+    return {code: {"rows": number, "example": redact(example)} for code, (number, example) in errors.items()}
 
 
 def show_warnings(console: Console, warnings: Sequence[str]) -> None:
@@ -121,7 +122,7 @@ def show_warnings(console: Console, warnings: Sequence[str]) -> None:
     if warnings:
         console.print()
     for warning in warnings:
-        console.print(Text.assemble(("warning: ", "yellow"), one_line(warning)))
+        console.print(Text.assemble(("warning: ", "yellow"), one_line(redact(warning))))
 
 
 def show_rows(console: Console, rows: Iterable[tuple[str, str, str]], lines: int = 3) -> None:
@@ -186,7 +187,7 @@ def show_plan(console: Console, report: PlanReport) -> None:
     show_errors(console, report.errors, "Cannot work")
     show_warnings(console, report.warnings)
     console.print()
-    console.print(Text.assemble(("Table  ", "bold"), short_path(report.table)), soft_wrap=True)
+    console.print(Text.assemble(("Table  ", "bold"), short_path(redact_url(report.table))), soft_wrap=True)
 
 
 def _task_table(tasks: Mapping[str, TaskCounts]) -> Table:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from infra.storage import redact, redact_url
 from pipelines.reports import RunReport
 
 from .progress import shown
@@ -55,7 +56,7 @@ def run_loaded(loaded: LoadedJob, err: Console, *, sample: int | None = None, re
             sample=sample,
             retry_failed=retry_failed,
             on_progress=on_progress,
-            say=lambda line: err.print(Text(line, style="dim"), soft_wrap=True),
+            say=lambda line: err.print(Text(redact(line), style="dim"), soft_wrap=True),
         )
 
 
@@ -95,9 +96,14 @@ def plan_file(path: Path, *, as_json: bool) -> None:
 
     with err.status("reading the source") if err.is_terminal else nullcontext() as spinner:
         # What plan_job says on its way is in the report too: it is for those who wait.
-        report = plan_job(loaded.job, say=spinner.update if spinner else lambda line: None)
+        report = plan_job(loaded.job, say=lambda line: spinner.update(Text(redact(line))) if spinner else None)
     if as_json:
-        document = {**dataclasses.asdict(report), "errors": errors_as_json(report.errors)}
+        document = {
+            **dataclasses.asdict(report),
+            "table": redact_url(report.table),
+            "errors": errors_as_json(report.errors),
+            "warnings": [redact(warning) for warning in report.warnings],
+        }
         print(json.dumps(document, ensure_ascii=False, indent=2))
     else:
         show_plan(out, report)

@@ -239,6 +239,10 @@ def test_secrets_leave_no_text(monkeypatch):
     )
     assert "marker" not in text and "hf_x" not in text
     assert "'en' stays, a@b.c stays" in text and "host/x" in text and "github.com/a" in text
+    monkeypatch.setenv("STORE_CONNECTION_STRING", "marker;in;one")
+    text = redact("sftp://me:ma'rker@host/x then https://host/y?marker, marker;in;one, s3://b/part-?.parquet stays")
+    assert "marker" not in text and "rker" not in text
+    assert "host/x then" in text and "host/y?***" in text and "s3://b/part-?.parquet stays" in text
 
 
 @pytest.mark.parametrize("kind", ["memory", "s3"])

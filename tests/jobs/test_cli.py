@@ -18,6 +18,7 @@ from jobs.cli import main
 from jobs.failures import explain
 from jobs.progress import Rates, line, shown
 from jobs.render import nothing_to_do, show_estimate, show_plan, show_rows, show_run
+from jobs.spec import LoadedJob
 from jobs.text import count, duration, escape, one_line, rate, size
 from model_runtime.errors import ModelError
 from pipelines.errors import FailureRateError, SourceError, TableHeldError
@@ -142,6 +143,53 @@ def test_our_errors_are_found_behind_others() -> None:
     assert explain(chained) == (["inside"], 3)
 
 
+def test_no_secret_reaches_a_person(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "marker in the environment")
+    said = "sftp://me:marker@host/t and https://host/i.png?sig=marker, with marker in the environment"
+    for error in (SourceError(said), ModelError(said), ZeroDivisionError(said)):
+        [line_] = explain(error).lines
+        assert "marker" not in line_
+        assert "host/t and https://host/i.png" in line_
+    report = run_report(table="sftp://me:marker@host/t", warnings=[said], errors={"storage": (1, said)})
+    assert "marker" not in drawn(show_run, report)
+    assert "sftp://***@host/t" in drawn(show_run, report)
+
+    def broken(*_: object, **__: object) -> None:
+        raise SourceError(said) from ValueError(said)
+
+    monkeypatch.setattr("jobs.status.show_status", broken)
+    _, _, err = call(capsys, "--debug", "status", "x")
+    assert "marker" not in err
+    assert err.count("ValueError: sftp://***@host/t") == 1
+
+
+def test_no_secret_is_said_on_the_way(capsys, monkeypatch, tmp_path: Path) -> None:
+    said = "sftp://me:marker@host/t"
+    plan = plan_report(table=said, warnings=[said], errors={"storage": (1, said)})
+    assert "marker" not in drawn(show_plan, plan)
+
+    def make(*_: object, say, **__: object) -> RunReport:
+        say(f"reading {said}")
+        return run_report(table=said)
+
+    monkeypatch.setattr("pipelines.generate.run_job", make)
+    monkeypatch.setattr("pipelines.plan.plan_job", lambda *_, **__: plan)
+    monkeypatch.setattr("jobs.running.load_job", lambda path: LoadedJob(job=None, text=""))
+    _, out, err = call(capsys, "run", "job.yaml")
+    assert "reading sftp://***@host/t" in err
+    _, json_out, _ = call(capsys, "plan", "job.yaml", "--json")
+    assert json.loads(json_out)["table"] == "sftp://***@host/t"
+    assert "marker" not in out + err + json_out
+
+
+def test_every_exit_code_is_in_the_help_and_the_readme() -> None:
+    text = process("run", "--help", COLUMNS="120", NO_COLOR="1").stdout
+    readme = (ROOT / "README.md").read_text()
+    for code in (0, 1, 2, 3, 4, 5, 130):
+        assert f" {code} " in text[text.index("Exit codes:") :]
+        assert f"\n| {code} | " in readme
+
+
 def test_an_interrupt_is_130(capsys, monkeypatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -253,23 +301,27 @@ def test_rows_in_any_script_fit(width: int) -> None:
     assert r"\x1b[2J\u202e" in text
 
 
+def plan_report(**values) -> PlanReport:
+    defaults = {
+        "table": "s3://bucket/table",
+        "files": 3,
+        "source_bytes": 123_456_789,
+        "documents": 2600,
+        "documents_todo": 1200,
+        "todo": {"summary": 1200},
+        "tasks": {"summary": TaskCounts(already_ok=1400)},
+        "buckets": [LengthBucket(max_tokens=512, documents=1000, tokens=300_000)],
+        "input_tokens": 1_100_000,
+        "max_output_tokens": 190_000,
+        "errors": {"null_id": (2, "row 7 has no id")},
+        "estimate_seconds": 4000,
+        "estimate_basis": "3.2 documents/s in run x",
+    }
+    return PlanReport(**{**defaults, **values})
+
+
 def test_a_plan() -> None:
-    report = PlanReport(
-        table="s3://bucket/table",
-        files=3,
-        source_bytes=123_456_789,
-        documents=2600,
-        documents_todo=1200,
-        todo={"summary": 1200},
-        tasks={"summary": TaskCounts(already_ok=1400)},
-        buckets=[LengthBucket(max_tokens=512, documents=1000, tokens=300_000)],
-        input_tokens=1_100_000,
-        max_output_tokens=190_000,
-        errors={"null_id": (2, "row 7 has no id")},
-        estimate_seconds=4000,
-        estimate_basis="3.2 documents/s in run x",
-    )
-    text = drawn(show_plan, report)
+    text = drawn(show_plan, plan_report())
     assert text.startswith("2,600 documents in 3 files, 123.5 MB; 1,200 have rows to make.")
     assert "up to 512       1,000   300,000" in text
     assert "about 1 h 7 min (3.2 documents/s in run x)" in text

@@ -18,7 +18,7 @@ from jobs.table_view import QueryError, open_table, run_sql
 from pipelines.errors import TableError
 from pipelines.schema import output_schema
 
-from .tables import write_table
+from .tables import TEXT, write_table
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,17 @@ def table(tmp_path_factory) -> Path:
     return write_table(tmp_path_factory.mktemp("query") / "table", ok=70)
 
 
-def shown(table: Path, sql: str, width: int = 80, form: Format = Format.TABLE) -> str:
-    screen, out = io.StringIO(), io.StringIO()
+class Terminal(io.StringIO):
+    """An output that a person looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(
+    table: Path, sql: str, width: int = 80, form: Format = Format.TABLE, kind: type[io.StringIO] = io.StringIO
+) -> str:
+    screen, out = io.StringIO(), kind()
     query(str(table), sql, form, Console(file=screen, width=width, highlight=False), out)
     assert all(len(line) <= width for line in screen.getvalue().splitlines())
     return screen.getvalue() + out.getvalue()
@@ -46,7 +55,7 @@ def test_both_views(table: Path) -> None:
 
 def test_control_characters_are_shown_not_sent(table: Path) -> None:
     for form in Format:
-        text = shown(table, "SELECT text FROM results LIMIT 1", form=form)
+        text = shown(table, "SELECT text FROM results LIMIT 1", form=form, kind=Terminal)
         assert "\x1b" not in text
         assert "\u202e" not in text
         assert r"\x1b[31m" in text or r"\u001b[31m" in text
@@ -69,8 +78,20 @@ def test_csv_reads_back(table: Path) -> None:
     rows = list(csv.reader(io.StringIO(text)))
     assert rows[0] == ["document_id", "text", "created_at"]
     assert len(rows) == 71
-    assert rows[1][1] == "Ein Text mit \\x1b[31mFarbe\nund \\u202eZeile"
+    assert rows[1][1] == TEXT
     assert rows[1][2].startswith("2026-01-01 00:00:00")
+
+
+@pytest.mark.parametrize("form", [Format.CSV, Format.JSON])
+def test_no_character_is_changed_in_a_file(table: Path, form: Format) -> None:
+    kept = [chr(code) for code in (*range(1, 0x20), 0x7F, 0x9B, 0x200B, 0x2028, 0x202E, 0xFEFF, 0x1F469)]
+    values = [f"a{character}b" for character in [*kept, '"', "'", ",", "\\", "\r\n"]]
+    sql = "SELECT unnest([" + ", ".join("'" + value.replace("'", "''") + "'" for value in values) + "]) AS value"
+    text = shown(table, sql, form=form)
+    if form is Format.CSV:
+        assert [value for (value,) in csv.reader(io.StringIO(text, newline=""))] == ["value", *values]
+    else:
+        assert [json.loads(line)["value"] for line in text.split("\n")[:-1]] == values
 
 
 def test_long_results_are_cut_with_a_note(table: Path) -> None:
