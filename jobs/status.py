@@ -11,20 +11,21 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
-from infra.storage import FileInfo, Location
+from infra.storage import FileInfo, Location, Problem, StorageError, redact
 from pipelines.errors import TableError
 from pipelines.lease import current_holder
 from pipelines.lineage import read_manifests
+from pipelines.table import reading
 
 from .render import Column, consoles, errors_as_json, heading, plain, show_errors, table
 from .text import count, duration, one_line, short_path, size
 
 SHOWN_RUNS = 5
 _READERS = 16
+_INTERRUPTED = 130
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,13 +95,19 @@ def _task(folder: Location, file: FileInfo) -> str:
 
 
 def _rows(file: FileInfo) -> int:
-    with Location(file.url).open_input() as source:
-        return pq.read_metadata(source).num_rows
+    try:
+        with reading(Location(file.url)) as opened:
+            return opened.metadata.num_rows
+    except StorageError as error:
+        # A work file that a publisher merged and deleted between the listing and now.
+        if error.problem is Problem.MISSING:
+            return 0
+        raise
 
 
 def _error_rows(file: FileInfo) -> pa.Table:
-    with Location(file.url).open_input() as source:
-        return pq.read_table(source, columns=["task", "status", "error_code", "error_message"])
+    with reading(Location(file.url)) as opened:
+        return opened.read(["task", "status", "error_code", "error_message"])
 
 
 def _count_errors(folder: Location, tasks: dict[str, TaskRows], read: Any) -> tuple[Counter[str], dict[str, str]]:
@@ -135,7 +142,9 @@ def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
     if code is None:
         state = "running" if run_id == holding else "killed"
     else:
-        state = {0: "done", 130: "interrupted"}.get(code, f"exit {code}")
+        state = {0: "done", _INTERRUPTED: "interrupted"}.get(code, f"exit {code}")
+    # Who interrupted a run knows why it ended.
+    error = None if code == _INTERRUPTED else manifest.get("error")
     return {
         "run_id": run_id,
         "job": (manifest.get("job") or {}).get("name"),
@@ -143,7 +152,7 @@ def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
         "started": manifest.get("started"),
         "ended": manifest.get("ended"),
         **made,
-        "error": manifest.get("error"),
+        "error": None if error is None else redact(str(error)),
     }
 
 
@@ -185,7 +194,7 @@ def _render_runs(console: Console, runs: list[dict[str, Any]]) -> None:
     console.print(table(columns, rows))
     for run in runs:
         if run["error"]:
-            plain(console, f"{run['run_id']}: {one_line(str(run['error']))}", "red")
+            plain(console, f"{run['run_id']}: {one_line(run['error'])}", "red")
 
 
 def _took(run: dict[str, Any]) -> str:

@@ -8,11 +8,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from infra.storage import FileInfo, Location
 from pipelines.errors import RunError, TableError
 from pipelines.schema import OUTPUT
+from pipelines.table import reading
 
 ZONES = ("results", "errors")
 
@@ -85,8 +85,8 @@ def _dataset(folder: Location, files: list[FileInfo]) -> ds.Dataset:
 
 
 def _schema(file: FileInfo) -> pa.Schema:
-    with Location(file.url).open_input() as handle:
-        return pq.read_schema(handle)
+    with reading(Location(file.url)) as opened:
+        return opened.schema.to_arrow_schema()
 
 
 def _arrow_filesystem(folder: Location) -> Any:
