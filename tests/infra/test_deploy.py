@@ -79,7 +79,7 @@ def test_the_image_is_locked_small_and_unprivileged() -> None:
     users = [rest for name, rest in steps if name == "USER"]
     assert users == ["10001"]
     assert steps.index(("USER", "10001")) > max(i for i, (name, _) in enumerate(steps) if name == "RUN")
-    assert ("ARG", "TORCH_INDEX=https://download.pytorch.org/whl/cpu") in steps
+    assert ("ARG", "TORCH_INDEX=") in steps, "no index is built in: pip's own, or the one that is named"
     assert "--constraint requirements.lock" in DOCKERFILE
     assert locked("setuptools")
     assert locked("torch")
