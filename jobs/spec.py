@@ -157,12 +157,17 @@ class _Reader:
             return {k: self._expand(item, (*path, k)) for k, item in value.items() if isinstance(k, str)}
         if isinstance(value, list):
             return [self._expand(item, (*path, index)) for index, item in enumerate(value)]
-        if not isinstance(value, str) or "$" not in value:
+        if not isinstance(value, str):
             return value
         try:
             result = expand(value)
+            result.encode()
         except ExpansionError as error:
             self._note(self._line(path), path, str(error))
+            return value
+        except UnicodeEncodeError:
+            # An escape in the file, or bytes in the environment that are not UTF-8.
+            self._note(self._line(path), path, "holds half a character (a lone surrogate): write it in UTF-8")
             return value
         if result != value:
             self.expanded[result] = value

@@ -6,15 +6,19 @@ Keys that a saved config leaves out take transformers' defaults: it writes only 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelError
+from .settings import Settings, image_settings_of, naming, read_json, settings_of, shown
 
-_ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "silu", "relu")
+ACTIVATIONS = ("gelu_pytorch_tanh", "gelu", "silu", "relu")
+_KINDS = ("sliding_attention", "full_attention")
+_LAYERS, _HEADS, _SIDE = 1024, 4096, 1 << 13
+_HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,150 +100,159 @@ class ModelConfig:
     @classmethod
     def load(cls, folder: Path) -> ModelConfig:
         """Read `folder`/config.json (and its image preprocessor's mean and std); ModelError names what is wrong."""
-        config = read_json(folder / "config.json")
-        if config is None:
+        document = read_json(folder / "config.json")
+        if document is None:
             raise ModelError(f"{folder} has no config.json: not a model folder")
-        try:
-            parsed = cls.parse(config, _image_normalisation(folder))
-            generation = read_json(folder / "generation_config.json") or {}
-            eos = dict.fromkeys([*parsed.eos_ids, *_ids(_or(generation.get("eos_token_id"), []))])
-            return dataclasses.replace(parsed, eos_ids=tuple(eos))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder / 'config.json'}: {error}") from error
+        with image_settings_of(folder) as images:
+            mean, std = images.numbers("image_mean", _HALF), images.numbers("image_std", _HALF)
+            if min(std) <= 0:
+                raise images.wrong("image_std", "above 0 in each channel")
+        with naming(folder / "config.json"):
+            parsed = cls.parse(document, (mean, std))
+        with settings_of(folder / "generation_config.json") as generation:
+            eos = dict.fromkeys([*parsed.eos_ids, *generation.tokens("eos_token_id", ())])
+        return dataclasses.replace(parsed, eos_ids=tuple(eos))
 
     @classmethod
     def parse(
         cls,
         config: Mapping[str, Any],
-        normalisation: tuple[tuple[float, ...], tuple[float, ...]] = ((0.5,) * 3, (0.5,) * 3),
+        normalisation: tuple[tuple[float, ...], tuple[float, ...]] = (_HALF, _HALF),
     ) -> ModelConfig:
         """From a parsed config.json; ValueError names the key that cannot be used."""
+        keys = Settings(config)
         if config.get("model_type") != "t5gemma2":
-            raise ValueError(f"model_type is {config.get('model_type')!r}; corpusmill runs t5gemma2")
-        encoder = config.get("encoder") or {}
-        decoder_keys = config.get("decoder") or {}
-        text = _text(encoder.get("text_config") or {}, "encoder.text_config")
-        decoder = _text(decoder_keys, "decoder")
-        _must_agree(text, decoder)
+            raise ValueError(f"model_type is {shown(config.get('model_type'))}; corpusmill runs t5gemma2")
+        encoder, decoder = keys.block("encoder"), keys.block("decoder")
+        text, decoder_text = _text(encoder.block("text_config")), _text(decoder)
+        _must_agree(text, decoder_text)
+        vision = _vision(encoder.block("vision_config"))
         mean, std = normalisation
         return cls(
             encoder=text,
-            decoder=decoder,
-            vision=_vision(encoder.get("vision_config") or {}),
-            tokens_per_image=encoder.get("mm_tokens_per_image", 256),
-            pad_id=_or(decoder_keys.get("pad_token_id"), 0),
-            bos_id=_or(decoder_keys.get("bos_token_id"), 2),
-            eos_ids=_ids(_or(decoder_keys.get("eos_token_id"), 1)),
-            boi_id=encoder.get("boi_token_index", 255_999),
-            eoi_id=encoder.get("eoi_token_index", 256_000),
-            image_id=config.get("image_token_index", 256_001),
-            tied=config.get("tie_word_embeddings", True),
-            dtype=config.get("dtype") or config.get("torch_dtype"),
+            decoder=decoder_text,
+            vision=vision,
+            tokens_per_image=_tokens_per_image(encoder, vision),
+            pad_id=decoder.token("pad_token_id", 0, text.vocab_size),
+            bos_id=decoder.token("bos_token_id", 2, text.vocab_size),
+            eos_ids=decoder.tokens("eos_token_id", (1,)),
+            boi_id=encoder.token("boi_token_index", 255_999, text.vocab_size),
+            eoi_id=encoder.token("eoi_token_index", 256_000, text.vocab_size),
+            image_id=keys.token("image_token_index", 256_001, text.vocab_size),
+            tied=keys.flag("tie_word_embeddings", True),
+            dtype=next((keys.text(name, "") for name in ("dtype", "torch_dtype") if keys.has(name)), None),
             image_mean=mean,
             image_std=std,
         )
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The parsed file, or None when it is not there; ModelError when it is no JSON object."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{path} is not a JSON object")
-    return document
-
-
-def _text(keys: Mapping[str, Any], where: str) -> TextConfig:
-    layers = keys.get("num_hidden_layers", 26)
-    heads = keys.get("num_attention_heads", 8)
-    kv_heads = keys.get("num_key_value_heads", 4)
-    activation = keys.get("hidden_activation", "gelu_pytorch_tanh")
-    sliding = _sliding(keys, layers, where)
-    window = keys.get("sliding_window", 4096)
+def _text(keys: Settings) -> TextConfig:
+    heads, kv_heads = keys.size("num_attention_heads", 8, _HEADS), keys.size("num_key_value_heads", 4, _HEADS)
     if heads % kv_heads:
-        raise ValueError(f"{where}: {heads} attention heads cannot share {kv_heads} key-value heads")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"{where}.hidden_activation {activation!r} is not one of {', '.join(_ACTIVATIONS)}")
-    if any(sliding) and (window is None or window < 1):
-        raise ValueError(f"{where}.sliding_window is {window!r}, but there are sliding layers")
-    rope_full, rope_sliding = _ropes(keys, where)
+        raise keys.wrong("num_key_value_heads", f"a divisor of the {heads} attention heads")
+    head_dim = keys.size("head_dim", 256, _HEADS)
+    if head_dim % 2:
+        raise keys.wrong("head_dim", "even: rotary positions turn it by halves")
+    sliding = _sliding(keys, keys.size("num_hidden_layers", 26, _LAYERS))
+    # Without sliding layers the window may be null.
+    window = keys.size("sliding_window", 4096) if any(sliding) or keys.has("sliding_window") else 1
+    rope_full, rope_sliding = _ropes(keys)
     return TextConfig(
-        vocab_size=keys.get("vocab_size", 262_208),
-        hidden_size=keys.get("hidden_size", 2304),
-        intermediate_size=keys.get("intermediate_size", 9216),
-        num_layers=layers,
+        vocab_size=keys.size("vocab_size", 262_208),
+        hidden_size=keys.size("hidden_size", 2304),
+        intermediate_size=keys.size("intermediate_size", 9216),
+        num_layers=len(sliding),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=keys.get("head_dim", 256),
-        activation=activation,
-        max_positions=keys.get("max_position_embeddings", 131_072),
-        norm_eps=keys.get("rms_norm_eps", 1e-6),
-        query_scale=keys.get("query_pre_attn_scalar", 256) ** -0.5,
-        attention_bias=keys.get("attention_bias", False),
-        window=window or 1,
+        head_dim=head_dim,
+        activation=keys.choice("hidden_activation", "gelu_pytorch_tanh", ACTIVATIONS),
+        max_positions=keys.size("max_position_embeddings", 131_072),
+        norm_eps=keys.positive("rms_norm_eps", 1e-6),
+        query_scale=keys.positive("query_pre_attn_scalar", 256) ** -0.5,
+        attention_bias=keys.flag("attention_bias", False),
+        window=window,
         sliding=sliding,
         rope_full=rope_full,
         rope_sliding=rope_sliding,
-        logit_softcap=keys.get("final_logit_softcapping"),
-        attention_softcap=keys.get("attn_logit_softcapping"),
+        logit_softcap=_softcap(keys, "final_logit_softcapping"),
+        attention_softcap=_softcap(keys, "attn_logit_softcapping"),
     )
 
 
-def _sliding(keys: Mapping[str, Any], layers: int, where: str) -> tuple[bool, ...]:
-    kinds = keys.get("layer_types")
-    if kinds is None:
-        pattern = keys.get("sliding_window_pattern", 6)
+def _sliding(keys: Settings, layers: int) -> tuple[bool, ...]:
+    if not keys.has("layer_types"):
+        pattern = keys.size("sliding_window_pattern", 6)
         return tuple(bool((i + 1) % pattern) for i in range(layers))
+    kinds = keys.values["layer_types"]
+    if not isinstance(kinds, list) or not all(kind in _KINDS for kind in kinds):
+        raise keys.wrong("layer_types", f"a list of {' and '.join(_KINDS)}")
     if len(kinds) != layers:
-        raise ValueError(f"{where}.layer_types names {len(kinds)} layers, num_hidden_layers says {layers}")
-    unknown = set(kinds) - {"sliding_attention", "full_attention"}
-    if unknown:
-        raise ValueError(f"{where}.layer_types holds the unknown kind {sorted(unknown)[0]!r}")
+        raise ValueError(f"{keys.name('layer_types')} names {len(kinds)} layers, num_hidden_layers says {layers}")
     return tuple(kind == "sliding_attention" for kind in kinds)
 
 
-def _ropes(keys: Mapping[str, Any], where: str) -> tuple[Rope, Rope]:
+def _ropes(keys: Settings) -> tuple[Rope, Rope]:
     # New configs nest both under rope_parameters; old ones write rope_theta, rope_local_base_freq, rope_scaling.
-    parameters = keys.get("rope_parameters") or {}
-    full = dict(parameters.get("full_attention") or {}) | dict(keys.get("rope_scaling") or {})
-    sliding = dict(parameters.get("sliding_attention") or {})
-    full.setdefault("rope_theta", keys.get("rope_theta", 1_000_000.0))
-    sliding.setdefault("rope_theta", keys.get("rope_local_base_freq", 10_000.0))
-    return _rope(full, f"{where} full_attention"), _rope(sliding, f"{where} sliding_attention")
+    parameters = keys.block("rope_parameters")
+    full, sliding = parameters.block("full_attention"), parameters.block("sliding_attention")
+    if keys.has("rope_scaling"):
+        full = keys.block("rope_scaling").over(full)
+    return _rope(full, keys, "rope_theta", 1_000_000.0), _rope(sliding, keys, "rope_local_base_freq", 10_000.0)
 
 
-def _rope(parameters: Mapping[str, Any], where: str) -> Rope:
-    kind = parameters.get("rope_type") or parameters.get("type") or "default"
-    if kind not in ("default", "linear"):
-        raise ValueError(f"{where}: rope_type {kind!r} is not supported; default and linear are")
-    factor = float(parameters["factor"]) if kind == "linear" else 1.0
-    return Rope(theta=float(parameters["rope_theta"]), factor=factor)
+def _rope(parameters: Settings, keys: Settings, old_name: str, theta: float) -> Rope:
+    if "rope_theta" in parameters.values:
+        theta = parameters.positive("rope_theta", None)
+    else:
+        theta = keys.positive(old_name, theta)
+    kind = next((name for name in ("rope_type", "type") if parameters.has(name)), None)
+    if kind is None or parameters.choice(kind, "default", ("default", "linear")) == "default":
+        return Rope(theta=float(theta))
+    return Rope(theta=float(theta), factor=float(parameters.positive("factor", None)))
 
 
-def _vision(keys: Mapping[str, Any]) -> VisionConfig:
+def _vision(keys: Settings) -> VisionConfig:
+    size, heads = keys.size("hidden_size", 768), keys.size("num_attention_heads", 12, _HEADS)
+    if size % heads:
+        raise keys.wrong("num_attention_heads", f"a divisor of the hidden size {size}")
+    image, patch = _side(keys, "image_size", 224), _side(keys, "patch_size", 16)
+    if image % patch:
+        raise keys.wrong("image_size", f"a multiple of the patch size {patch}")
+    if keys.size("num_channels", 3) != 3:
+        raise keys.wrong("num_channels", "3: images are RGB")
     return VisionConfig(
-        hidden_size=keys.get("hidden_size", 768),
-        intermediate_size=keys.get("intermediate_size", 3072),
-        num_layers=keys.get("num_hidden_layers", 12),
-        num_heads=keys.get("num_attention_heads", 12),
-        image_size=_side(keys.get("image_size", 224), "image_size"),
-        patch_size=_side(keys.get("patch_size", 16), "patch_size"),
-        channels=keys.get("num_channels", 3),
-        norm_eps=keys.get("layer_norm_eps", 1e-6),
-        activation=keys.get("hidden_act", "gelu_pytorch_tanh"),
+        hidden_size=size,
+        intermediate_size=keys.size("intermediate_size", 3072),
+        num_layers=keys.size("num_hidden_layers", 12, _LAYERS),
+        num_heads=heads,
+        image_size=image,
+        patch_size=patch,
+        channels=3,
+        norm_eps=keys.positive("layer_norm_eps", 1e-6),
+        activation=keys.choice("hidden_act", "gelu_pytorch_tanh", ACTIVATIONS),
     )
 
 
-def _side(value: int | list[int], name: str) -> int:
-    if isinstance(value, int):
-        return value
-    if len(set(value)) != 1:
-        raise ValueError(f"vision_config.{name} {value} is not square")
-    return value[0]
+def _side(keys: Settings, name: str, default: int) -> int:
+    value = keys.values.get(name)
+    if not isinstance(value, list):
+        return keys.size(name, default, _SIDE)
+    if len(value) != 2 or value[0] != value[1]:
+        raise keys.wrong(name, "one number, or the same twice")
+    return Settings({name: value[0]}, keys.where).size(name, default, _SIDE)
+
+
+def _tokens_per_image(keys: Settings, vision: VisionConfig) -> int:
+    """Soft tokens of an image: the patches are pooled in squares, so it is a square whose side divides the grid's."""
+    tokens, grid = keys.size("mm_tokens_per_image", 256), vision.image_size // vision.patch_size
+    side = math.isqrt(tokens)
+    if side * side != tokens or grid % side:
+        raise keys.wrong("mm_tokens_per_image", f"the square of a divisor of {grid}, the patches to an image's side")
+    return tokens
+
+
+def _softcap(keys: Settings, name: str) -> float | None:
+    return keys.positive(name, None) if keys.has(name) else None
 
 
 def _must_agree(encoder: TextConfig, decoder: TextConfig) -> None:
@@ -247,19 +260,3 @@ def _must_agree(encoder: TextConfig, decoder: TextConfig) -> None:
         ours, theirs = getattr(encoder, name), getattr(decoder, name)
         if ours != theirs:
             raise ValueError(f"{name} differs: encoder {ours}, decoder {theirs}; the two halves share it")
-
-
-def _image_normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    settings = read_json(folder / "preprocessor_config.json")
-    if settings is None:
-        settings = (read_json(folder / "processor_config.json") or {}).get("image_processor") or {}
-    mean, std = settings.get("image_mean") or [0.5] * 3, settings.get("image_std") or [0.5] * 3
-    return tuple(map(float, mean)), tuple(map(float, std))
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _ids(value: int | list[int]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)

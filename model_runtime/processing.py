@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from .config import ModelConfig, read_json
+from .config import ModelConfig
 from .errors import ErrorCode, ModelError, RequestError
+from .settings import image_settings_of, is_number, read_json, shown
 
 Overflow = Literal["truncate", "reject"]
 
@@ -212,23 +213,21 @@ def _splits_at_newlines(tokenizer: Tokenizer) -> bool:
 
 
 def _check_image_settings(folder: Path, config: ModelConfig) -> None:
-    settings = read_json(folder / "preprocessor_config.json")
-    if settings is None:
-        settings = (read_json(folder / "processor_config.json") or {}).get("image_processor") or {}
     side = config.vision.image_size
-    size = settings.get("size")
-    found = {
-        "size": size is None or size == {"height": side, "width": side},
-        "do_pan_and_scan": not settings.get("do_pan_and_scan"),
-        "resample": settings.get("resample", 2) in (None, 2),
-        "rescale_factor": abs((settings.get("rescale_factor") or 1 / 255) - 1 / 255) < 1e-6,
-    }
-    for name, good in found.items():
-        if not good:
-            raise ModelError(
-                f"{folder}: the image setting {name} = {settings[name]!r} is not supported; images are resized to "
-                f"{side}×{side}, bilinear, scaled by 1/255, without pan and scan"
-            )
+    with image_settings_of(folder) as settings:
+        found = settings.values
+        rescale = found.get("rescale_factor")
+        good = {
+            "size": found.get("size") in (None, {"height": side, "width": side}),
+            "resample": found.get("resample") in (None, 2),
+            "rescale_factor": rescale is None or (is_number(rescale) and abs(rescale - 1 / 255) < 1e-6),
+            "do_pan_and_scan": not found.get("do_pan_and_scan"),
+        }
+        good |= {name: found.get(name) in (None, True) for name in ("do_resize", "do_rescale", "do_normalize")}
+        for name, fits in good.items():
+            if not fits:
+                how = f"images are resized to {side}×{side}, bilinear, scaled by 1/255, without pan and scan"
+                raise ValueError(f"{settings.name(name)} = {shown(found[name])} is not supported; {how}")
 
 
 def _without_lone_surrogates(text: str) -> str:

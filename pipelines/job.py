@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from workers.tasks import LimitsSpec, TaskSpec
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-_OPERATORS = ("=", "==", "!=", "<", "<=", ">", ">=", "in", "not in")
+_COMPARING = ("=", "==", "!=", "<", "<=", ">", ">=")
+_LISTING = ("in", "not in")
+
+
+def _check_condition(condition: tuple[str, str, Any]) -> tuple[str, str, Any]:
+    """A filter that pyarrow can make an expression of; whether it fits the column's type, the source knows."""
+    column, operator, value = condition
+    if operator in _COMPARING:
+        if _kind(value) is None:
+            raise ValueError(f"{operator} compares {column} with one value: text, a number, true or false, or a date")
+    elif operator not in _LISTING:
+        known = ", ".join((*_COMPARING, *_LISTING))
+        raise ValueError(f"operator {operator!r} on column {column}: use one of {known}")
+    elif not isinstance(value, list):
+        raise ValueError(f"{operator} looks for {column} in a list of values: write [a, b]")
+    else:
+        # A null beside other values finds what is empty.
+        kinds = {_kind(entry) for entry in value if entry is not None}
+        if len(kinds) != 1 or None in kinds:
+            raise ValueError(
+                f"{operator} looks for {column} in a list of one value or more, all text, all numbers, all true or "
+                "false, or all dates"
+            )
+    return condition
+
+
+def _kind(value: Any) -> str | None:
+    """What a filter's value is to Arrow; None for what it cannot be compared with."""
+    match value:
+        case bool():
+            return "flag"
+        case int():
+            return "number" if -(1 << 63) <= value < 1 << 63 else None
+        case float():
+            return "number"
+        case str():
+            return "text"
+        case datetime.date():
+            return "date"
+    return None
+
+
+Condition = Annotated[tuple[str, str, Any], AfterValidator(_check_condition)]
 
 
 class ModelSpec(BaseModel):
@@ -37,15 +80,7 @@ class SourceSpec(BaseModel):
     images: str | None = None
     image_roots: tuple[str, ...] = ()
     carry: tuple[str, ...] = ()
-    filter: tuple[tuple[str, str, Any], ...] | None = None
-
-    @field_validator("filter")
-    @classmethod
-    def _operators_are_known(cls, value: Any) -> Any:
-        for column, operator, _ in value or ():
-            if operator not in _OPERATORS:
-                raise ValueError(f"operator {operator!r} on column {column}: use one of {', '.join(_OPERATORS)}")
-        return value
+    filter: tuple[Condition, ...] | None = None
 
     @model_validator(mode="after")
     def _reads_something(self) -> SourceSpec:
@@ -79,12 +114,18 @@ class WorkersSpec(BaseModel):
     max: int = Field(default=8, ge=1)
     gpus: Literal["auto"] | float = "auto"
 
+    @field_validator("gpus")
+    @classmethod
+    def _gpus_can_be_given(cls, gpus: str | float) -> str | float:
+        # What Ray gives a worker: whole GPUs, or a share of one, in ten-thousandths.
+        if isinstance(gpus, str) or gpus == 0 or 0.0001 <= gpus < 1 or (gpus >= 1 and gpus == gpus // 1):
+            return gpus
+        raise ValueError("expected auto, 0, a fraction below 1, or a whole number")
+
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> WorkersSpec:
         if self.min > self.max:
             raise ValueError(f"min ({self.min}) is above max ({self.max})")
-        if self.gpus != "auto" and self.gpus < 0:
-            raise ValueError("gpus must be auto, 0, or a positive number per worker")
         return self
 
 

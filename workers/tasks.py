@@ -12,6 +12,7 @@ import langcodes
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model_runtime import Sampling
+from model_runtime.settings import Settings, shown
 
 Kind = Literal["summarize", "translate", "caption", "answer", "prompt"]
 Placement = Literal["decoder", "encoder"]
@@ -37,11 +38,12 @@ class TaskSpec(BaseModel):
     prompt: str | None = Field(default=None, min_length=1)
     prompt_in: Placement | None = None
     max_tokens: int = Field(default=256, ge=1, le=32768)
-    temperature: float = Field(default=0.0, ge=0.0)
+    temperature: float = Field(default=0.0, ge=0.0, allow_inf_nan=False)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int = 0
-    repetition_penalty: float = Field(default=1.0, gt=0.0)
+    # What the table's column holds.
+    seed: int = Field(default=0, ge=-(1 << 63), le=(1 << 63) - 1)
+    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     stop: tuple[str, ...] = ()
 
     @field_validator("language")
@@ -97,7 +99,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskTable:
-    """A model folder's tasks.json: its own prompts, and the languages it was trained for."""
+    """A model folder's tasks.json: its own prompts, and the languages it was trained for.
+
+    A prompt may name {language}, {question} and {prompt}; any other braces in it stand for themselves.
+    """
 
     prompt_in: Placement = "decoder"
     prompts: Mapping[str, str]
@@ -105,21 +110,31 @@ class TaskTable:
 
     @classmethod
     def parse(cls, document: Mapping[str, Any] | None) -> TaskTable:
-        """From the parsed tasks.json, or the built-in defaults for None; ValueError names what is wrong."""
+        """From the parsed tasks.json, or the built-in defaults for None; ValueError names the key in one line."""
         if document is None:
             return cls(prompts=DEFAULT_PROMPTS, languages={})
-        if document.get("version") != 1:
-            raise ValueError(f"tasks.json has version {document.get('version')!r}; this release reads version 1")
-        placement = document.get("prompt_in", "decoder")
-        if placement not in ("decoder", "encoder"):
-            raise ValueError(f"tasks.json has prompt_in {placement!r}; it must be decoder or encoder")
-        tasks = document.get("tasks", {})
-        unknown = sorted(set(tasks) - set(DEFAULT_PROMPTS))
-        if unknown:
-            raise ValueError(f"tasks.json names the unknown task kind {unknown[0]!r}")
-        prompts = {kind: tasks.get(kind, {}).get("prompt", text) for kind, text in DEFAULT_PROMPTS.items()}
-        languages = {kind: tuple(entry["languages"]) for kind, entry in tasks.items() if "languages" in entry}
-        return cls(prompt_in=placement, prompts=prompts, languages=languages)
+        try:
+            return cls._read(Settings(document))
+        except ValueError as error:
+            raise ValueError(f"tasks.json: {error}") from error
+
+    @classmethod
+    def _read(cls, keys: Settings) -> TaskTable:
+        if keys.values.get("version") != 1:
+            raise keys.wrong("version", "1, the version that this release reads")
+        inside = keys.choice("prompt_in", "decoder", ("decoder", "encoder")) == "encoder"
+        tasks = keys.block("tasks")
+        for kind in tasks.values:
+            if kind not in DEFAULT_PROMPTS:
+                raise ValueError(f"tasks names the unknown kind {shown(kind)}; it may be {', '.join(DEFAULT_PROMPTS)}")
+        entries = {kind: tasks.block(kind) for kind in DEFAULT_PROMPTS}
+        return cls(
+            prompt_in="encoder" if inside else "decoder",
+            prompts={kind: entry.text("prompt", DEFAULT_PROMPTS[kind]) for kind, entry in entries.items()},
+            languages={
+                kind: entry.texts("languages") for kind, entry in entries.items() if "languages" in entry.values
+            },
+        )
 
 
 def resolve_tasks(specs: Iterable[TaskSpec], table: TaskTable, limits: LimitsSpec) -> tuple[Task, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,78 @@ def test_everything_wrong_is_said_at_once_in_the_files_order(tmp_path: Path) -> 
 def test_what_is_expected(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     lines = problems(tmp_path, GOOD.replace(*change))
     assert any(said in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("[id, in, 5]", "source.filter[0]: in looks for id in a list of values"),
+        ("[x, not in, ab]", "source.filter[0]: not in looks for x in a list of values"),
+        ("[x, in, []]", "a list of one value or more"),
+        ("[x, in, [1, a]]", "all text, all numbers"),
+        ("[x, in, [true, 1]]", "all text, all numbers"),
+        ("[x, in, [null]]", "a list of one value or more"),
+        ("[x, in, [[1]]]", "all text, all numbers"),
+        ("[x, '=', [1, 2]]", "source.filter[0]: = compares x with one value: text, a number, true or false, or a date"),
+        ("[x, '=', null]", "= compares x with one value"),
+        ("[x, '<', {a: 1}]", "< compares x with one value"),
+        ("[x, '=', 1180591620717411303424]", "= compares x with one value"),
+        ('[x, "=", "\\uD800"]', "source.filter[0][2]: holds half a character"),
+    ],
+)
+def test_filters_that_could_not_be_asked(tmp_path: Path, condition: str, said: str) -> None:
+    [line] = problems(tmp_path, GOOD.replace("  text: body", f"  text: body\n  filter: [{condition}]"))
+    assert line.startswith("job.yaml:7: ") and said in line, line
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "[x, in, [a, b]]",
+        "[x, not in, [1, 2.5, null]]",
+        "[x, '>=', 2026-01-01]",
+        "[x, in, [2026-01-01, 2026-01-02T00:00:00]]",
+        "[x, '=', true]",
+        "[x, '<', -9223372036854775808]",
+    ],
+)
+def test_filters_that_can(tmp_path: Path, condition: str) -> None:
+    from pyarrow.parquet import filters_to_expression
+
+    job = load(tmp_path, GOOD.replace("  text: body", f"  text: body\n  filter: [{condition}]")).job
+    filters_to_expression(list(job.source.filter or ()))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("seed: 1180591620717411303424", "tasks[0].seed: expected at most 9,223,372,036,854,775,807, found 11805916"),
+        ("seed: -9223372036854775809", "tasks[0].seed: expected at least -9,223,372,036,854,775,808, found -92233"),
+        ("temperature: .inf", "tasks[0].temperature: expected a finite number, found .inf"),
+        ("repetition_penalty: .nan", "tasks[0].repetition_penalty: expected a finite number, found .nan"),
+        ('stop: ["\\uD800"]', "tasks[0].stop[0]: holds half a character"),
+    ],
+)
+def test_numbers_and_text_that_nothing_could_hold(tmp_path: Path, value: str, said: str) -> None:
+    [line] = problems(tmp_path, GOOD.replace("language: en", value))
+    assert said in line
+
+
+def test_an_environment_that_is_not_utf8(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MILL_BUCKET", os.fsdecode(b"corpus-\xff"))
+    [line] = problems(tmp_path, GOOD.replace("s3://corpus", "s3://${MILL_BUCKET}"))
+    assert line.startswith("job.yaml:4: source.path: holds half a character")
+
+
+@pytest.mark.parametrize("gpus", ["1.5", "-1", ".nan", ".inf", "0.00001"])
+def test_gpus_that_ray_would_refuse(tmp_path: Path, gpus: str) -> None:
+    [line] = problems(tmp_path, GOOD + f"workers: {{gpus: {gpus}}}\n")
+    assert line == "job.yaml:10: workers.gpus: expected auto, 0, a fraction below 1, or a whole number"
+
+
+@pytest.mark.parametrize(("gpus", "read"), [("auto", "auto"), ("0", 0), ("0.25", 0.25), ("1", 1), ("2.0", 2)])
+def test_gpus_that_ray_gives(tmp_path: Path, gpus: str, read: str | float) -> None:
+    assert load(tmp_path, GOOD + f"workers: {{gpus: {gpus}}}\n").job.workers.gpus == read
 
 
 def test_two_tasks_of_one_name(tmp_path: Path) -> None:
