@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import yaml
 
 from jobs.spec import load_job
@@ -115,7 +120,7 @@ def test_the_rayjobs_workers_fit_the_job(monkeypatch) -> None:
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-def test_the_cronjob_never_overlaps_and_submits_once_a_date() -> None:
+def test_the_cronjob_never_overlaps() -> None:
     manifest = cronjob()
     assert (manifest["apiVersion"], manifest["kind"]) == ("batch/v1", "CronJob")
     spec = manifest["spec"]
@@ -123,11 +128,73 @@ def test_the_cronjob_never_overlaps_and_submits_once_a_date() -> None:
     assert len(spec["schedule"].split()) == 5
     assert spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 24 * 3600
     [submit] = containers(manifest)
-    [script] = submit["args"]
-    assert "ray job submit" in script
-    assert re.search(r'id="corpusmill-nightly-\$\(date -u \+%Y-%m-%d\)"', script)
-    assert '--submission-id "$id"' in script
     assert any(entry["name"] == "RAY_ADDRESS" for entry in submit["env"])
+
+
+# Ray's jobs API as its command line shows it: a file for each submission, holding what the job comes to.
+FAKE_RAY = r"""#!/bin/bash
+case "$2" in
+  submit)
+    file="$JOBS/$5"
+    [ -e "$file" ] && { echo "Job with submission_id $5 already exists." >&2; exit 1; }
+    echo "$5" >> "$JOBS/submitted"
+    cp "$JOBS/next" "$file" ;;
+  logs)
+    [ -e "$JOBS/lost" ] && exit 1
+    sed -i "s/^Status for job .*/$(cat "$JOBS/end")/" "$JOBS/$4" ;;
+  status)
+    [ -e "$JOBS/$3" ] || { echo "RuntimeError: Job $3 does not exist" >&2; exit 1; }
+    sed "s/ID/$3/; a Status message: 'other' succeeded, 'other' failed" "$JOBS/$3" ;;
+esac
+"""
+ENDS = {"SUCCEEDED": "Job 'ID' succeeded", "FAILED": "Job 'ID' failed", "STOPPED": "Job 'ID' was stopped"}
+
+
+def start_pod(folder: Path, end: str) -> tuple[bool, list[str]]:
+    """The CronJob's script against a head where its run comes to `end`: whether it succeeds, all ids submitted."""
+    (folder / "ray").write_text(FAKE_RAY)
+    (folder / "ray").chmod(0o755)
+    (folder / "next").write_text("Status for job 'ID': RUNNING\n")
+    (folder / "end").write_text(end)
+    [submit] = containers(cronjob())
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "JOBS": str(folder)}
+    pod = subprocess.run([*submit["command"], *submit["args"]], env=environment, capture_output=True, timeout=60)
+    return pod.returncode == 0, (folder / "submitted").read_text().split()
+
+
+def test_a_failed_nightly_run_is_tried_again(tmp_path: Path) -> None:
+    assert cronjob()["spec"]["jobTemplate"]["spec"]["backoffLimit"] == 2
+    today = f"corpusmill-nightly-{datetime.now(UTC):%Y-%m-%d}"
+    assert start_pod(tmp_path, ENDS["FAILED"]) == (False, [f"{today}-1"])
+    assert start_pod(tmp_path, ENDS["FAILED"]) == (False, [f"{today}-1", f"{today}-2"])
+    assert start_pod(tmp_path, ENDS["SUCCEEDED"]) == (True, [f"{today}-{n}" for n in (1, 2, 3)])
+
+
+def test_a_lost_pods_successor_follows_its_run(tmp_path: Path) -> None:
+    (tmp_path / "lost").touch()
+    good, submitted = start_pod(tmp_path, ENDS["SUCCEEDED"])
+    assert not good
+    (tmp_path / "lost").unlink()
+    assert start_pod(tmp_path, ENDS["SUCCEEDED"]) == (True, submitted)
+
+
+def test_a_run_that_somebody_stopped_stays_stopped(tmp_path: Path) -> None:
+    first = start_pod(tmp_path, ENDS["STOPPED"])
+    assert first == start_pod(tmp_path, ENDS["SUCCEEDED"]) and not first[0]
+
+
+@pytest.mark.parametrize("status", list(ENDS))
+def test_ray_says_how_a_job_ended_in_the_words_that_the_script_looks_for(status: str, capfd) -> None:
+    from ray.dashboard.modules.job.cli import _log_job_status
+    from ray.dashboard.modules.job.common import JobStatus
+
+    class Client:
+        def get_job_info(self, job_id: str) -> SimpleNamespace:
+            return SimpleNamespace(status=JobStatus(status), message="none")
+
+    _log_job_status(Client(), "ID")
+    printed = capfd.readouterr()
+    assert ENDS[status] in printed.out + printed.err
 
 
 def test_everybody_runs_unprivileged_and_within_limits() -> None:
