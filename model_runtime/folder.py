@@ -6,8 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from .config import read_json
 from .errors import ModelError
+from .settings import read_json
 
 # Everything that decides what a model computes; nothing else in a folder changes its revision.
 _SIDE_FILES = (

@@ -173,9 +173,8 @@ def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
     """The rows that pass the job's filter; SourceError when a value does not fit its column's type."""
     if not source.filter:
         return table
-    expression = pq.filters_to_expression([tuple(condition) for condition in source.filter])
     try:
-        return table.filter(expression)
+        return table.filter(pq.filters_to_expression([tuple(condition) for condition in source.filter]))
     except pa.ArrowException as error:
         raise SourceError(f"source.filter: {first_line(error)}") from error
 
