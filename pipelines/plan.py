@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from infra.cluster import cluster
 from infra.storage import Location
-from workers.prepare import TODO
+from workers.prepare import PENDING
 
 from . import graph, lineage
 from .job import JobSpec
@@ -84,7 +84,7 @@ class _Counting:
 
     def _count(self, pair: dict[str, Any]) -> bool:
         name = self._names[pair["task"]]
-        if pair["state"] != TODO:
+        if pair["state"] != PENDING:
             field = f"already_{STATUS_NAMES[pair['state']]}"
             setattr(self._tasks[name], field, getattr(self._tasks[name], field) + 1)
             return False

@@ -22,7 +22,7 @@ from model_runtime.folder import model_revision, resolve_checkpoint
 from workers.collect import RunContext, cached_processor, collect
 from workers.generate import Generate
 from workers.image_reader import ImageReader
-from workers.prepare import TODO, Prepare
+from workers.prepare import PENDING, Prepare
 from workers.tasks import LimitsSpec
 
 from .publish import write_work
@@ -202,7 +202,7 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 def _outcome(document: dict[str, Any], made: dict[str, dict[str, Any]]) -> dict[str, Any]:
     results = document["results"] or ()
-    encoded = {pair["request"] for pair in document["pairs"] if pair["state"] == TODO and pair["error_code"] is None}
+    encoded = {pair["request"] for pair in document["pairs"] if pair["state"] == PENDING and pair["error_code"] is None}
     requests = document["requests"] or ()
     return {
         "pairs": [_pair(pair, made.get(pair["key"].hex())) for pair in document["pairs"]],
@@ -216,7 +216,7 @@ def _outcome(document: dict[str, Any], made: dict[str, dict[str, Any]]) -> dict[
 
 
 def _pair(pair: dict[str, Any], row: dict[str, Any] | None) -> dict[str, Any]:
-    made = pair["state"] == TODO
+    made = pair["state"] == PENDING
     return {
         "task": pair["task"],
         "key": pair["key"],

@@ -15,7 +15,7 @@ from infra.storage import redact_url
 from model_runtime import ErrorCode
 from model_runtime.processing import Processor
 
-from .prepare import TODO
+from .prepare import PENDING
 from .tasks import Task
 
 # Model text is cut here in an error message, never in `text`.
@@ -86,7 +86,7 @@ def _rows(
         "created_at": now,
     }
     for pair in document["pairs"] or ():
-        if pair["state"] == TODO:
+        if pair["state"] == PENDING:
             yield shared | _task_columns(pair, context) | _outcome(pair, document, results, processor)
 
 

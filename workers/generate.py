@@ -12,7 +12,7 @@ from model_runtime.folder import resolve_checkpoint
 from model_runtime.processing import Processor
 
 from .engine_thread import EngineThread
-from .prepare import TODO
+from .prepare import PENDING
 from .tasks import Task
 
 _RESULT = pa.struct(
@@ -118,7 +118,7 @@ class Generate:
 
 
 def _is_todo(pair: dict) -> bool:
-    return pair["state"] == TODO and pair["error_code"] is None
+    return pair["state"] == PENDING and pair["error_code"] is None
 
 
 def _result(generation: Generation) -> dict:

@@ -17,10 +17,10 @@ from model_runtime.processing import Processor
 from .documents import Document, Image, ImageReader, image_named, read_document, request_error
 from .tasks import LimitsSpec, Task, applies, location_key, row_key
 
-__all__ = ["FAILED", "OK", "REJECTED", "TODO", "DoneLookup", "ImageReader", "Prepare", "prepared_schema"]
+__all__ = ["FAILED", "OK", "PENDING", "REJECTED", "DoneLookup", "ImageReader", "Prepare", "prepared_schema"]
 
 # A pair's state in the output table, as DoneLookup reports it.
-TODO, OK, REJECTED, FAILED = 0, 1, 2, 3
+PENDING, OK, REJECTED, FAILED = 0, 1, 2, 3
 
 # Image bytes held while the keys of several documents are looked up together.
 _HELD_BYTES = 64 << 20
@@ -52,16 +52,16 @@ class DoneLookup(Protocol):
     """What the output table already holds."""
 
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For keys (dtype S16): their states (int8: TODO, OK, REJECTED, FAILED) and attempts so far (int16)."""
+        """For keys (dtype S16): their states (int8: PENDING, OK, REJECTED, FAILED) and attempts so far (int16)."""
         ...
 
 
 def prepared_schema(carry: pa.DataType) -> pa.Schema:
     """What Prepare yields: one row per document; `carry` is the struct type of the carried columns.
 
-    pairs: one per task that applies. `state` TODO with an `error_code`: this run rejects or fails it. TODO without:
-    `request` is its place in `requests`. Other states: already there, nothing to do. `attempt` is the one that this
-    run makes, from 1; for a pair already there, the last one made.
+    pairs: one per task that applies. `state` PENDING with an `error_code`: this run rejects or fails it. PENDING
+    without: `request` is its place in `requests`. Other states: already there, nothing to do. `attempt` is the one
+    that this run makes, from 1; for a pair already there, the last one made.
     requests: `input_ids` are int32, little endian; `tasks` are the tasks that decode from this encoding.
     pixels: uint8 [images, 3, S, S], null when there is no image or nothing to do.
     """
@@ -87,7 +87,7 @@ class _Pair:
 
     task: int
     key: bytes
-    state: int = TODO
+    state: int = PENDING
     attempts: int = 0
 
 
@@ -200,7 +200,7 @@ class Prepare:
                 {
                     "task": pair.task,
                     "key": pair.key,
-                    "state": TODO if pair.task in todo else pair.state,
+                    "state": PENDING if pair.task in todo else pair.state,
                     "attempt": pair.attempts + (pair.task in todo),
                     "request": place.get(pair.task, -1),
                     "error_code": str(errors[pair.task].code) if pair.task in errors else None,
@@ -215,7 +215,7 @@ class Prepare:
 
     def _is_todo(self, pair: _Pair) -> bool:
         may_retry = self._retry_failed or pair.attempts < self._max_attempts
-        return pair.state == TODO or (pair.state == FAILED and may_retry)
+        return pair.state == PENDING or (pair.state == FAILED and may_retry)
 
     def _work(
         self, document: Document, todo: list[int]

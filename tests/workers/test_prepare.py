@@ -19,7 +19,7 @@ from model_runtime.images import image_array, open_image
 from model_runtime.processing import Processor
 from pipelines.schema import source_schema
 from tests.tokenizers_tiny import BOS, IMAGE_SIZE, IMAGE_TOKENS, TOKENS_PER_IMAGE, model_folder
-from workers.prepare import FAILED, OK, REJECTED, TODO, Prepare, prepared_schema
+from workers.prepare import FAILED, OK, PENDING, REJECTED, Prepare, prepared_schema
 from workers.tasks import LimitsSpec, Task, TaskSpec, TaskTable, location_key, resolve_tasks
 
 REVISION = "rev-1"
@@ -46,7 +46,7 @@ class Table:
     def lookup(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         assert keys.dtype == np.dtype("S16")
         self.calls += 1
-        found = [self.rows.get(keys[i : i + 1].tobytes(), (TODO, 0)) for i in range(len(keys))]
+        found = [self.rows.get(keys[i : i + 1].tobytes(), (PENDING, 0)) for i in range(len(keys))]
         return np.array([f[0] for f in found], np.int8), np.array([f[1] for f in found], np.int16)
 
 
@@ -112,11 +112,11 @@ def check_consistent(document: dict[str, Any], tasks: int) -> None:
     asked = [(t, r) for r, request in enumerate(document["requests"]) for t in request["tasks"]]
     assert asked == sorted(asked, key=lambda pair: pair[1])
     for pair in document["pairs"]:
-        work = pair["state"] == TODO and pair["error_code"] is None
+        work = pair["state"] == PENDING and pair["error_code"] is None
         assert (pair["request"] >= 0) == work
         assert ((pair["task"], pair["request"]) in asked) == work
         assert (pair["error_code"] is None) == (pair["error_message"] is None)
-        assert pair["state"] == TODO or pair["error_code"] is None
+        assert pair["state"] == PENDING or pair["error_code"] is None
         assert "\n" not in (pair["error_message"] or "")
         assert pair["attempt"] >= 1
     for request in document["requests"]:
@@ -438,7 +438,7 @@ def test_what_is_done_is_not_done_again(folder: Path) -> None:
     assert [pair["state"] for pair in first["pairs"]] == [OK] * 4
     assert first["requests"] == []  # and the broken image stayed closed
     assert first["pixels"] is None
-    assert [pair["state"] for pair in second["pairs"]] == [OK, REJECTED, TODO, TODO]
+    assert [pair["state"] for pair in second["pairs"]] == [OK, REJECTED, PENDING, PENDING]
     assert [pair["attempt"] for pair in second["pairs"]] == [1, 2, 1, 1]
     assert second["requests"][0]["tasks"] == [2, 3]
     assert second["pixels"] is not None
@@ -460,11 +460,11 @@ def test_a_failed_pair_is_tried_until_its_third_attempt(folder: Path) -> None:
     for attempts in range(1, 5):
         (document,) = made(prepare(folder, done=Table({keys[0]: (FAILED, attempts)})), cells)
         seen.append((document["pairs"][0]["state"], document["pairs"][0]["attempt"]))
-    assert seen == [(TODO, 2), (TODO, 3), (FAILED, 3), (FAILED, 4)]
+    assert seen == [(PENDING, 2), (PENDING, 3), (FAILED, 3), (FAILED, 4)]
     (again,) = made(prepare(folder, done=Table({keys[0]: (FAILED, 3)}), retry_failed=True), cells)
-    assert (again["pairs"][0]["state"], again["pairs"][0]["attempt"]) == (TODO, 4)
+    assert (again["pairs"][0]["state"], again["pairs"][0]["attempt"]) == (PENDING, 4)
     (five,) = made(prepare(folder, done=Table({keys[0]: (FAILED, 3)}), max_attempts=5), cells)
-    assert five["pairs"][0]["state"] == TODO
+    assert five["pairs"][0]["state"] == PENDING
 
 
 def test_keys_that_end_in_zero_bytes_are_looked_up_whole(folder: Path) -> None:
@@ -521,12 +521,12 @@ def test_any_mix_of_rows_is_accounted_for(folder: Path) -> None:
     assert len(first) == 300
     keys = [pair["key"] for document in first for pair in document["pairs"]]
     assert len(set(keys)) == len(keys)
-    states = {key: rng.choice([(TODO, 0), (OK, 1), (REJECTED, 1), (FAILED, 1), (FAILED, 3)]) for key in keys}
+    states = {key: rng.choice([(PENDING, 0), (OK, 1), (REJECTED, 1), (FAILED, 1), (FAILED, 3)]) for key in keys}
     again = made(prepare(folder, *specs, limits=limits, image_reader=bucket, done=Table(states)), *rows)
     for before, after in zip(first, again):
         assert [pair["key"] for pair in after["pairs"]] == [pair["key"] for pair in before["pairs"]]
         for was, now in zip(before["pairs"], after["pairs"]):
-            skipped = states[now["key"]] not in ((TODO, 0), (FAILED, 1))
-            assert (now["state"] != TODO) == skipped
+            skipped = states[now["key"]] not in ((PENDING, 0), (FAILED, 1))
+            assert (now["state"] != PENDING) == skipped
             if not skipped:
                 assert now["error_code"] == was["error_code"]
