@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -47,8 +47,11 @@ class Encoder(nn.Module):
         """Normalised pixels [images, 3, S, S] → soft tokens [images · tokens_per_image, hidden]."""
         return self.multi_modal_projector(self.vision_tower(pixels)).flatten(0, 1)
 
-    def forward(self, x_TE: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Embedded tokens of packed documents [T, hidden] → encoder states [T, hidden]."""
+    def steps(self, x_TE: Tensor, lengths: Sequence[int]) -> Generator[None, None, Tensor]:
+        """Embedded tokens of packed documents [T, hidden] → encoder states [T, hidden], returned at the end.
+
+        Yields between layers, so that whoever drives it can do other work while a long document is encoded.
+        """
         config = self.config
         positions = torch.cat([torch.arange(n, device=x_TE.device) for n in lengths])
         ropes = {
@@ -61,4 +64,5 @@ class Encoder(nn.Module):
             plan = plan_bands(lengths, config.window, config.group, x_TE.dtype, x_TE.device)
         for layer in cast(Iterator[EncoderLayer], iter(self.layers)):
             x_TE = layer(x_TE, ropes[layer.sliding], lengths, plan)
+            yield
         return self.norm(x_TE)

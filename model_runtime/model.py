@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,9 +70,18 @@ class T5Gemma2(nn.Module):
         """What the weights and activations are computed in."""
         return self.encoder.norm.weight.dtype
 
-    @torch.inference_mode()
     def encode(self, requests: Sequence[Request]) -> list[Tensor]:
         """Encoder states [tokens, hidden] of each document, all documents packed into one pass."""
+        steps = self.encode_steps(requests)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    @torch.inference_mode()
+    def encode_steps(self, requests: Sequence[Request]) -> Generator[None, None, list[Tensor]]:
+        """`encode`, a layer at a time: yields whenever other work may be done; returns what `encode` returns."""
         arrays = [np.asarray(request.input_ids, dtype=np.int64) for request in requests]
         ids_T = torch.from_numpy(np.concatenate(arrays)).to(self.device)
         x_TE = self.encoder.embed_tokens(ids_T)
@@ -80,7 +89,8 @@ class T5Gemma2(nn.Module):
         if features is not None:
             x_TE[ids_T == self.config.image_id] = features
         lengths = [len(array) for array in arrays]
-        return list(self.encoder(x_TE, lengths).split(lengths))
+        states_TE = yield from self.encoder.steps(x_TE, lengths)
+        return list(states_TE.split(lengths))
 
     @torch.inference_mode()
     def document_keys(self, states_NE: Tensor) -> DocumentKeys:
