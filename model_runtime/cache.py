@@ -29,6 +29,23 @@ class DocumentKeys:
         return self.keys.nbytes + self.values.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class PackedKeys:
+    """A document's encoder keys and values in the CPU kernels' layout: [layers, K, padded N · D] each."""
+
+    keys: Tensor
+    values: Tensor
+    tokens: int
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return self.keys.nbytes + self.values.nbytes
+
+
+EncodedKeys = DocumentKeys | PackedKeys
+
+
 class OwnKeys:
     """The decodes' own keys and values: row r, position p of a layer stands at [r, :, p % capacity of the layer].
 

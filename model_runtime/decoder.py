@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import additive_mask, attention_with_lse, fold_heads, merge_attention, unfold_heads
-from .cache import DocumentKeys, OwnKeys
+from .cache import DocumentKeys, EncodedKeys, OwnKeys
 from .config import ModelConfig
 from .layers import Block, RMSNorm, rotary_tables, rotate
 
@@ -28,7 +28,7 @@ class Step:
     `lengths`: positions in use per row after this pass; `prefill`: whether the rows are new.
     """
 
-    groups: Sequence[tuple[DocumentKeys, Tensor]]
+    groups: Sequence[tuple[EncodedKeys, Tensor]]
     own: OwnKeys
     rows: slice
     lengths: Sequence[int]

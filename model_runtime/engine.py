@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .cache import DocumentKeys
+from .cache import EncodedKeys
 from .errors import ErrorCode, RequestError
 from .folder import resolve_checkpoint
 from .memory import cache_budget, is_out_of_memory
@@ -51,7 +51,7 @@ class NativeBackend:
         self._scheduler = Scheduler(cache_budget(model, config))
         self._rows = Rows(model)
         self._flights: list[_Flight] = []
-        self._keys: dict[Document, DocumentKeys] = {}
+        self._keys: dict[Document, EncodedKeys] = {}
         self._open: set[str] = set()
         self._refused: list[Generation] = []
         self._encodes = self._encoder_tokens = self._decoded = self._steps = self._busy = 0
@@ -166,14 +166,14 @@ class NativeBackend:
         started = time.perf_counter()
         capacity = max(decode.positions for _, decode in fresh)
         try:
-            logits_RV = self._rows.enter(
+            hidden_RE = self._rows.enter(
                 [(self._keys[document], decode.prefix_ids) for document, decode in fresh], capacity
             )
         except Exception as error:
             return self._lose_everything(error, fresh)
         first = len(self._flights)
         self._flights += [self._flight(document, decode) for document, decode in fresh]
-        done = self._take(logits_RV, first)
+        done = self._take(hidden_RE, first)
         self._decode_seconds += time.perf_counter() - started
         return done
 
@@ -182,17 +182,17 @@ class NativeBackend:
         self._steps += 1
         self._busy += len(self._flights)
         try:
-            logits_RV = self._rows.advance([flight.tokens[-1] for flight in self._flights])
+            hidden_RE = self._rows.advance([flight.tokens[-1] for flight in self._flights])
         except Exception as error:
             return self._lose_everything(error, [])
-        done = self._take(logits_RV, 0)
+        done = self._take(hidden_RE, 0)
         self._decode_seconds += time.perf_counter() - started
         return done
 
-    def _take(self, logits_RV: Tensor, first: int) -> list[Generation]:
+    def _take(self, hidden_RE: Tensor, first: int) -> list[Generation]:
         """Choose a token for each row from `first` on; rows that finish leave."""
         done = []
-        choices = self._choose(logits_RV, self._flights[first:])
+        choices = self._choose(hidden_RE, self._flights[first:])
         # From the last row down: a row that leaves is replaced by one that has been looked at already.
         for row in range(len(self._flights) - 1, first - 1, -1):
             generation = self._push(self._flights[row], choices[row - first])
@@ -201,9 +201,8 @@ class NativeBackend:
                 self._remove(row, wipe=generation.error is not None)
         return done
 
-    def _choose(self, logits_RV: Tensor, flights: Sequence[_Flight]) -> list[tuple[int, float] | RequestError]:
-        best = logits_RV.argmax(dim=-1)
-        chances = logits_RV.gather(-1, best.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits_RV, dim=-1)
+    def _choose(self, hidden_RE: Tensor, flights: Sequence[_Flight]) -> list[tuple[int, float] | RequestError]:
+        best, chances = self.model.greedy(hidden_RE)
         choices: list[tuple[int, float] | RequestError] = []
         for row, (token, logprob) in enumerate(zip(best.tolist(), chances.tolist(), strict=True)):
             sampler = flights[row].sampler
@@ -212,7 +211,7 @@ class NativeBackend:
             elif sampler.is_plain_greedy:
                 choices.append((token, logprob))
             else:
-                choices.append(sampler.next(logits_RV[row]))
+                choices.append(sampler.next(self.model.logits(hidden_RE[row : row + 1])[0]))
         return choices
 
     def _push(self, flight: _Flight, choice: tuple[int, float] | RequestError) -> Generation | None:

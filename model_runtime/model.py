@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cache import DocumentKeys
+from .cache import EncodedKeys
 from .checkpoint import check_tensors, load_tensors, weights_dtype
 from .config import ModelConfig
-from .decoder import Decoder, lm_logits
+from .decoder import Decoder, Step, lm_logits
 from .encoder import Encoder
 from .errors import ModelError
 from .types import Request
 from .vision import normalise_pixels
+
+if TYPE_CHECKING:
+    from .cpu import CpuPath
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ class T5Gemma2(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self._fast: CpuPath | None = None
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", dtype: str = "auto") -> T5Gemma2:
@@ -52,7 +57,9 @@ class T5Gemma2(nn.Module):
             model = cls(config)
         for name, tensor in load_tensors(folder, cls.expected_tensors(config), config.tied):
             _assign(model, name, tensor.to(device=where, dtype=kind))
-        return model.eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False)
+        model._fast = _cpu_path(model, where, kind)
+        return model
 
     @classmethod
     def expected_tensors(cls, config: ModelConfig) -> dict[str, torch.Size]:
@@ -89,18 +96,35 @@ class T5Gemma2(nn.Module):
         if features is not None:
             x_TE[ids_T == self.config.image_id] = features
         lengths = [len(array) for array in arrays]
-        states_TE = yield from self.encoder.steps(x_TE, lengths)
+        states_TE = yield from (self._fast.encoder if self._fast else self.encoder).steps(x_TE, lengths)
         return list(states_TE.split(lengths))
 
     @torch.inference_mode()
-    def document_keys(self, states_NE: Tensor) -> DocumentKeys:
+    def document_keys(self, states_NE: Tensor) -> EncodedKeys:
         """The decoder's keys and values over one document, computed once for all its decodes."""
-        return self.decoder.document_keys(states_NE)
+        return (self._fast.decoder if self._fast else self.decoder).document_keys(states_NE)
+
+    def decode(self, x_RPE: Tensor, positions_RP: Tensor, step: Step) -> Tensor:
+        """One decoder pass: embedded tokens [R, P, hidden] at positions [R, P] → hidden states, same shape."""
+        return (self._fast.decoder if self._fast else self.decoder).forward(x_RPE, positions_RP, step)
+
+    @torch.inference_mode()
+    def greedy(self, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
+        """Each row's most likely next token, int64 [R], and its log-probability, float32 [R].
+
+        The log-probability is NaN or −∞ where the logits are not finite.
+        """
+        if self._fast:
+            return self._fast.greedy(hidden_RE)
+        logits_RV = self.logits(hidden_RE)
+        best = logits_RV.argmax(dim=-1)
+        return best, logits_RV.gather(-1, best.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits_RV, dim=-1)
 
     def embed(self, ids: Tensor) -> Tensor:
         """int64 [...] → [..., hidden]."""
         return self.encoder.embed_tokens(ids)
 
+    @torch.inference_mode()
     def logits(self, hidden_RE: Tensor) -> Tensor:
         """Next-token logits, float32 [R, vocabulary]."""
         return lm_logits(hidden_RE, self.encoder.embed_tokens.weight, self.config.decoder.logit_softcap)
@@ -113,8 +137,8 @@ class T5Gemma2(nn.Module):
         out = []
         for request, states in zip(requests, self.encode(requests), strict=True):
             keys = self.document_keys(states)
-            logits = rows.enter([(keys, list(decode.prefix_ids)) for decode in request.decodes])
-            out.append(list(logits))
+            hidden = rows.enter([(keys, list(decode.prefix_ids)) for decode in request.decodes])
+            out.append(list(self.logits(hidden)))
             rows.clear()
         return out
 
@@ -129,6 +153,16 @@ class T5Gemma2(nn.Module):
             for batch in images
         ]
         return torch.cat(features)
+
+
+def _cpu_path(model: T5Gemma2, device: torch.device, dtype: torch.dtype) -> CpuPath | None:
+    from .cpu.weights import usable
+
+    if not usable(model.config, dtype, device):
+        return None
+    from .cpu import CpuPath
+
+    return CpuPath(model.encoder, model.decoder, model.config)
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .cache import DocumentKeys, OwnKeys
+from .cache import EncodedKeys, OwnKeys
 from .decoder import Step
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ class Rows:
     def __init__(self, model: T5Gemma2) -> None:
         self._model = model
         self._own = OwnKeys(model.config.decoder, model.dtype, model.device)
-        self._documents: list[DocumentKeys] = []
+        self._documents: list[EncodedKeys] = []
         self._lengths: list[int] = []
-        self._groups: list[tuple[DocumentKeys, Tensor]] | None = None
+        self._groups: list[tuple[EncodedKeys, Tensor]] | None = None
 
     def __len__(self) -> int:
         return len(self._documents)
 
     @torch.inference_mode()
-    def enter(self, fresh: Sequence[tuple[DocumentKeys, Sequence[int]]], capacity: int = 0) -> Tensor:
-        """Append a row per (document, prefix); its logits after BOS and prefix, float32 [rows, vocabulary].
+    def enter(self, fresh: Sequence[tuple[EncodedKeys, Sequence[int]]], capacity: int = 0) -> Tensor:
+        """Append a row per (document, prefix); the hidden states after BOS and prefix, [rows, hidden].
 
         `capacity`: positions the longest of these rows will use, BOS, prefix and output together.
         """
@@ -53,16 +53,16 @@ class Rows:
             lengths=lengths,
             prefill=True,
         )
-        hidden_RPE = model.decoder(model.embed(ids_RP), positions_RP, step)
+        hidden_RPE = model.decode(model.embed(ids_RP), positions_RP, step)
         self._documents += documents
         self._lengths += lengths
         self._groups = None
         last = torch.tensor(lengths, device=model.device) - 1
-        return model.logits(hidden_RPE[torch.arange(len(fresh), device=model.device), last])
+        return hidden_RPE[torch.arange(len(fresh), device=model.device), last]
 
     @torch.inference_mode()
     def advance(self, tokens: Sequence[int]) -> Tensor:
-        """Feed each row its newest token; the next logits, float32 [rows, vocabulary]."""
+        """Feed each row its newest token; the hidden states after it, [rows, hidden]."""
         model = self._model
         positions_R1 = torch.tensor(self._lengths, device=model.device).unsqueeze(-1)
         self._lengths = [length + 1 for length in self._lengths]
@@ -70,8 +70,8 @@ class Rows:
             self._groups = _group(self._documents, model.device)
         step = Step(groups=self._groups, own=self._own, rows=slice(0, len(self)), lengths=self._lengths, prefill=False)
         ids_R1 = torch.tensor(tokens, device=model.device).unsqueeze(-1)
-        hidden_R1E = model.decoder(model.embed(ids_R1), positions_R1, step)
-        return model.logits(hidden_R1E[:, 0])
+        hidden_R1E = model.decode(model.embed(ids_R1), positions_R1, step)
+        return hidden_R1E[:, 0]
 
     @torch.inference_mode()
     def leave(self, row: int, wipe: bool = False) -> int:
@@ -96,8 +96,8 @@ class Rows:
         self._own.release()
 
 
-def _group(documents: Sequence[DocumentKeys], device: torch.device) -> list[tuple[DocumentKeys, Tensor]]:
-    members: dict[int, tuple[DocumentKeys, list[int]]] = {}
+def _group(documents: Sequence[EncodedKeys], device: torch.device) -> list[tuple[EncodedKeys, Tensor]]:
+    members: dict[int, tuple[EncodedKeys, list[int]]] = {}
     for row, document in enumerate(documents):
         members.setdefault(id(document), (document, []))[1].append(row)
     return [(document, torch.tensor(rows, device=device)) for document, rows in members.values()]

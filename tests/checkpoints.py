@@ -115,6 +115,26 @@ SHAPES = (
         eos_scale=1.1,
     ),
     Shape(name="sliding-only", encoder="ss", decoder="ss", window=5, kv_heads=1),
+    Shape(
+        name="heads-of-64",
+        head_dim=64,
+        query_pre_attn_scalar=64,
+        window=33,
+        attention_bias=True,
+        encoder="sfs",
+        rope_factor=8.0,
+    ),
+    Shape(
+        name="heads-of-256",
+        heads=3,
+        kv_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        window=16,
+        encoder="sf",
+        decoder="sfs",
+        final_logit_softcapping=30.0,
+    ),
 )
 
 

@@ -1,0 +1,103 @@
+"""A checkpoint's layers as the CPU kernels want them: fused projections, packed once, and norms in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig, TextConfig
+from ..layers import Block, RMSNorm
+from . import kernels
+from .build import library
+
+# The activations that a packed linear computes on its way out: oneDNN's name and variant.
+_ACTIVATIONS = {
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "gelu": ("gelu", "none"),
+    "silu": ("swish", ""),
+    "relu": ("relu", ""),
+}
+_LARGEST_HEAD = 512
+
+
+def usable(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this model runs on the kernels here: bfloat16 on a CPU that has them, and sizes that they know."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return _fits(config.encoder) and _fits(config.decoder) and library() is not None
+
+
+def _fits(config: TextConfig) -> bool:
+    return (
+        config.head_dim % 32 == 0
+        and config.head_dim <= _LARGEST_HEAD
+        and config.hidden_size % 32 == 0
+        and config.group <= 16
+        and config.vocab_size % 64 == 0
+        and config.activation in _ACTIVATIONS
+    )
+
+
+class PackedLinear:
+    """y = x Wᵀ + b with W in oneDNN's own layout, and what follows it fused in."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self._bias = bias
+
+    @classmethod
+    def joined(cls, linears: Sequence[nn.Linear]) -> PackedLinear:
+        """One product for several that read the same input; their outputs stand side by side."""
+        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+        weights: list[Tensor] = [linear.weight for linear in linears]
+        return cls(torch.cat(weights).detach(), torch.cat(biases).detach() if biases else None)
+
+    @classmethod
+    def moved(cls, *linears: nn.Linear) -> PackedLinear:
+        """`joined`, after which the linears hold no weights any more: the packed copy is the only one read."""
+        packed = cls.joined(linears)
+        for linear in linears:
+            linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+        return packed
+
+    def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """[T, in] → [T, out], through the activation of that config name if one is given."""
+        kind, variant = _ACTIVATIONS[activation] if activation else ("none", "")
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, kind, [], variant)
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """(x Wᵀ + b) × other."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, "mul")
+
+
+class PackedBlock:
+    """One layer's weights; what a layer of either half does around its attention."""
+
+    def __init__(self, block: Block, config: TextConfig) -> None:
+        attn, mlp = block.self_attn, block.mlp
+        self.sliding, self.scale, self.eps = block.sliding, block.scale, config.norm_eps
+        self.qkv = PackedLinear.moved(attn.q_proj, attn.k_proj, attn.v_proj)
+        self.head_norms = kernels.HeadNorms(plus_one(attn.q_norm), plus_one(attn.k_norm), config.norm_eps)
+        self.before = plus_one(block.pre_self_attn_layernorm)
+        self._out = PackedLinear.moved(attn.o_proj)
+        self._gate, self._up, self._down = (PackedLinear.moved(p) for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self._activation = config.activation
+        self._after = plus_one(block.post_self_attn_layernorm)
+        self._before_mlp = plus_one(block.pre_feedforward_layernorm)
+        self._after_mlp = plus_one(block.post_feedforward_layernorm)
+
+    def finish(self, x_TE: Tensor, attended_THD: Tensor, next_norm_E: Tensor) -> Tensor:
+        """Add attention's result and the MLP's to `x` in place; returns norm(x) with the next layer's norm."""
+        from . import kernels
+
+        branch = self._out(attended_THD.flatten(-2))
+        normed = kernels.residual_norm(x_TE, branch, self._after, self._before_mlp, self.eps)
+        inner = self._up.times(normed, self._gate(normed, self._activation))
+        return kernels.residual_norm(x_TE, self._down(inner), self._after_mlp, next_norm_E, self.eps)
+
+
+def plus_one(norm: RMSNorm) -> Tensor:
+    """An RMSNorm's factor: 1 + its weight, float32."""
+    return (1.0 + norm.weight.float()).detach()
