@@ -1,0 +1,1 @@
+"""The runtimes that the benchmark suite compares, native among them: the same work behind one small interface."""
