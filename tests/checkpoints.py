@@ -126,7 +126,7 @@ SHAPES = (
     ),
     Shape(
         name="heads-of-256",
-        heads=3,
+        heads=4,
         kv_heads=1,
         head_dim=256,
         query_pre_attn_scalar=256,
