@@ -32,7 +32,7 @@ class Settings:
 
     `model` is a folder with weights, `folder` the place for what the suite makes. `lengths` overrides a figure's own
     document lengths. A case stops repeating after `budget_seconds`; a peer that answers nothing for `limit_seconds` is
-    stopped and named. `say` takes one line of progress.
+    stopped and named; `settle_seconds` pass between two peers. `say` takes one line of progress.
     """
 
     model: Path
@@ -49,6 +49,7 @@ class Settings:
     documents: int = 48
     budget_seconds: float = 900.0
     limit_seconds: float = 1800.0
+    settle_seconds: float = 0.3
     say: Callable[[str], None] = field(default=lambda line: None)
 
 
