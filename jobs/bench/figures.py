@@ -10,6 +10,9 @@ from .types import Measure
 _FIGURES = {
     "encode": "encode:measure_encode",
     "long": "encode:measure_long",
+    "decode": "decode:measure_decode",
+    "corpus": "decode:measure_corpus",
+    "share": "decode:measure_share",
 }
 NAMES = tuple(_FIGURES)
 
