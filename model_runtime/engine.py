@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -13,45 +12,44 @@ from torch import Tensor
 
 from .cache import EncodedKeys
 from .errors import ErrorCode, RequestError
+from .flights import Ending, Flight, Flights
 from .folder import resolve_checkpoint
-from .memory import cache_budget, is_out_of_memory
+from .memory import cache_budget, give_back, is_out_of_memory
 from .model import T5Gemma2
-from .rows import Rows
 from .sampling import Sampler, non_finite
 from .scheduler import Document, Scheduler
 from .stopping import StopChecker, TextCodec
-from .types import Decode, EngineConfig, EngineStats, FinishReason, Generation, Request
+from .types import Decode, EngineConfig, EngineStats, Generation, Request
 from .validate import check_decode, check_request
 
-# Documents queued ahead by `generate`, so that a lazy input is not read to its end at once.
-_LOOKAHEAD = 64
-
-
-@dataclass(slots=True)
-class _Flight:
-    """One decode in a row: what it has produced so far."""
-
-    document: Document
-    decode: Decode
-    sampler: Sampler
-    stop: StopChecker | None
-    tokens: list[int] = field(default_factory=list)
-    logprob: float = 0.0
+# Documents that `generate` queues ahead, so that a lazy input is not read to its end at once: some, and as many more,
+# up to a limit, as fill a pass of the encoder.
+_READ_AHEAD, _READ_AHEAD_MOST = 64, 1024
+# Failed decoder passes that a decode survives when no decode is found to be the reason.
+_STRIKES = 3
 
 
 class NativeBackend:
-    """See `Backend`. Not thread-safe: one thread submits and steps."""
+    """See `Backend`. Not thread-safe: one thread submits and steps.
 
-    def __init__(self, model: T5Gemma2, config: EngineConfig, folder: Path) -> None:
+    `lookahead`: launch a step before the last one's tokens are read (None: on CUDA). The results are the same.
+    """
+
+    def __init__(self, model: T5Gemma2, config: EngineConfig, folder: Path, lookahead: bool | None = None) -> None:
         self.model = model
         self._config = config
         self._folder = folder
         self._has_tokenizer = (folder / "tokenizer.json").exists()
         self._codec: TextCodec | None = None
-        self._scheduler = Scheduler(cache_budget(model, config))
-        self._rows = Rows(model)
-        self._flights: list[_Flight] = []
+        self._budget = cache_budget(model, config)
+        self._scheduler = Scheduler(self._budget)
+        self._flights = Flights(model, deferred=model.device.type == "cuda" if lookahead is None else lookahead)
         self._keys: dict[Document, EncodedKeys] = {}
+        # Decodes that were in a row and wait for the next one.
+        self._landed: dict[str, Flight] = {}
+        self._pass: _Pass | None = None
+        # Encoder tokens that may pass before the next decoder step; below 0 after a slice that was larger.
+        self._credit = 0
         self._open: set[str] = set()
         self._refused: list[Generation] = []
         self._encodes = self._encoder_tokens = self._decoded = self._steps = self._busy = 0
@@ -102,162 +100,186 @@ class NativeBackend:
         config = self.model.config
         whole = check_request(request, config)
         errors = {d.key: whole or check_decode(d, config, self._has_tokenizer) for d in request.decodes}
-        self._refused += [self._end(d, error=errors[d.key]) for d in request.decodes if errors[d.key]]
+        for decode in request.decodes:
+            if error := errors[decode.key]:
+                self._refused.append(self._end(decode, Ending(error=error)))
         possible = tuple(decode for decode in request.decodes if errors[decode.key] is None)
         if possible:
             self._scheduler.add(dataclasses.replace(request, decodes=possible))
 
     def step(self) -> list[Generation]:
-        """Take in what fits, then advance every decode by one token; what finished."""
+        """Encode for a while where there is need, then advance every decode by one token; what finished."""
         done, self._refused = self._refused, []
-        done += self._admit()
-        if self._flights:
-            done += self._advance()
+        done += self._encode()
+        done += self._decode()
         return done
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
         """Submit all of `requests`, reading ahead a little, and yield what finishes."""
         for request in requests:
             self.submit(request)
-            while self._scheduler.queued >= _LOOKAHEAD:
+            while self._has_read_ahead():
                 yield from self.step()
-        while self._scheduler.busy or self._refused:
+        while self._scheduler.busy or self._flights.pending or self._refused:
             yield from self.step()
 
     def close(self) -> None:
         """Drop the model and everything in flight."""
         self._keys.clear()
-        self._flights.clear()
-        # The rows know the model too.
-        del self.model, self._rows
+        # The flights and a pass know the model too.
+        self._pass = None
+        del self.model, self._flights
 
-    def _admit(self) -> list[Generation]:
-        admission = self._scheduler.admit()
-        if not admission.start:
-            return []
+    def _has_read_ahead(self) -> bool:
+        queued = self._scheduler.queued
+        enough = self._scheduler.queued_tokens >= self._budget.batch_tokens or queued >= _READ_AHEAD_MOST
+        return queued >= _READ_AHEAD and enough
+
+    # --- encoding ----------------------------------------------------------------------------------------------
+
+    def _encode(self) -> list[Generation]:
+        running = self._flights.pending
+        self._credit = min(self._credit, 0) if running else 0
+        self._credit += self._scheduler.allowance() if running else self._budget.step_tokens
+        done: list[Generation] = []
         started = time.perf_counter()
-        done = self._encode(admission.encode)
+        while self._credit > 0:
+            if self._pass is None:
+                documents = self._scheduler.next_pack()
+                if not documents:
+                    break
+                self._pass = _Pass(self.model, documents)
+            self._credit -= self._pass.slice_tokens
+            done += self._run_slice(self._pass)
         self._encode_seconds += time.perf_counter() - started
-        # A document whose encoding failed has been dropped, and its decodes with it.
-        fresh = [(document, decode) for document, decode in admission.start if document in self._keys]
-        return done + (self._enter(fresh) if fresh else [])
+        return done
 
-    def _encode(self, documents: Sequence[Document]) -> list[Generation]:
-        if not documents:
-            return []
+    def _run_slice(self, encoding: _Pass) -> list[Generation]:
+        failure: RequestError | None = None
         try:
-            states = self.model.encode([document.request for document in documents])
-            if not all(bool(torch.isfinite(states_NE).all()) for states_NE in states):
-                raise non_finite()
-            for document, states_NE in zip(documents, states, strict=True):
+            if not encoding.advance():
+                return []
+            for document, states_NE in encoding.finite():
                 self._keys[document] = self.model.document_keys(states_NE)
         except Exception as error:
-            for document in documents:
-                self._keys.pop(document, None)
-            if len(documents) > 1:
-                # One of them is too much, or too strange, for all that were packed with it: find out which, alone.
-                return [generation for document in documents for generation in self._encode([document])]
-            return self._drop(documents[0], _engine_error(error, "encoding"))
-        self._encodes += len(documents)
-        self._encoder_tokens += sum(document.tokens for document in documents)
-        return []
+            failure = _engine_error(error, "encoding")
+        self._pass = None
+        made = [document for document in encoding.documents if document in self._keys]
+        rest = [document for document in encoding.documents if document not in self._keys]
+        encoding.close()
+        self._encodes += len(made)
+        self._encoder_tokens += sum(document.tokens for document in made)
+        self._scheduler.encoded(made)
+        return self._encoding_failed(rest, failure or non_finite()) if rest else []
 
-    def _enter(self, fresh: list[tuple[Document, Decode]]) -> list[Generation]:
+    def _encoding_failed(self, documents: Sequence[Document], failure: RequestError) -> list[Generation]:
+        give_back(self.model.device)
+        out_of_memory = failure.code is ErrorCode.OUT_OF_MEMORY
+        lost = self._scheduler.encoding_failed(documents, out_of_memory)
+        if lost is None:
+            return []
+        ending = Ending(error=failure)
+        return [self._end(decode, ending) for decode in lost.waiting]
+
+    # --- decoding ----------------------------------------------------------------------------------------------
+
+    def _decode(self) -> list[Generation]:
         started = time.perf_counter()
-        capacity = max(decode.positions for _, decode in fresh)
+        entering = [self._flight(document, decode) for document, decode in self._scheduler.start()]
+        if not entering and not self._flights.pending:
+            return []
+        rows = len(self._flights) + len(entering)
+        failure: RequestError | None = None
         try:
-            hidden_RE = self._rows.enter(
-                [(self._keys[document], decode.prefix_ids) for document, decode in fresh], capacity
-            )
+            if rows:
+                self._flights.launch([(flight, self._keys[flight.document]) for flight in entering])
+            self._flights.read()
         except Exception as error:
-            return self._lose_everything(error, fresh)
-        first = len(self._flights)
-        self._flights += [self._flight(document, decode) for document, decode in fresh]
-        done = self._take(hidden_RE, first)
+            failure = _engine_error(error, "decoding")
+        if failure is None:
+            if rows:
+                self._scheduler.stepped()
+                self._steps += 1
+                self._busy += rows
+            done = self._collect()
+        else:
+            done = self._recover(failure, entering, rows)
         self._decode_seconds += time.perf_counter() - started
         return done
 
-    def _advance(self) -> list[Generation]:
-        started = time.perf_counter()
-        self._steps += 1
-        self._busy += len(self._flights)
-        try:
-            hidden_RE = self._rows.advance([flight.tokens[-1] for flight in self._flights])
-        except Exception as error:
-            return self._lose_everything(error, [])
-        done = self._take(hidden_RE, 0)
-        self._decode_seconds += time.perf_counter() - started
+    def _recover(self, failure: RequestError, entering: list[Flight], rows: int) -> list[Generation]:
+        """After a failed pass no row can be trusted: all start again from their tokens, but for those to blame."""
+        landed = self._flights.land()
+        landed += [flight for flight in entering if flight not in landed]
+        done = self._collect()
+        give_back(self.model.device)
+        if failure.code is ErrorCode.OUT_OF_MEMORY:
+            lost = self._make_room(landed, rows, failure)
+        else:
+            lost = self._blame(landed, failure)
+        for flight, error in lost.items():
+            done.append(self._end(flight.decode, Ending(error=error)))
+            self._gone(flight)
+        for flight in landed:
+            if flight not in lost:
+                self._landed[flight.decode.key] = flight
+        for document in dict.fromkeys(flight.document for flight in landed):
+            again = [f.decode for f in landed if f.document is document and f not in lost]
+            self._scheduler.put_back(document, again)
         return done
 
-    def _take(self, hidden_RE: Tensor, first: int) -> list[Generation]:
-        """Choose a token for each row from `first` on; rows that finish leave."""
-        done = []
-        choices = self._choose(hidden_RE, self._flights[first:])
-        # From the last row down: a row that leaves is replaced by one that has been looked at already.
-        for row in range(len(self._flights) - 1, first - 1, -1):
-            generation = self._push(self._flights[row], choices[row - first])
-            if generation is not None:
-                done.append(generation)
-                self._remove(row, wipe=generation.error is not None)
-        return done
+    def _make_room(self, landed: list[Flight], rows: int, failure: RequestError) -> dict[Flight, RequestError]:
+        """Fewer rows for a while; one that is alone already needs what documents beside it hold, or fails."""
+        self._scheduler.rows_failed(rows)
+        if rows > 1 or not landed:
+            return {}
+        encoding, self._pass = self._pass, None
+        if encoding is not None:
+            encoding.close()
+            self._scheduler.encoding_failed(encoding.documents, out_of_memory=True)
+        others = self._scheduler.evict_others(landed[0].document)
+        for document in others:
+            del self._keys[document]
+        give_back(self.model.device)
+        return {} if encoding is not None or others else {landed[0]: failure}
 
-    def _choose(self, hidden_RE: Tensor, flights: Sequence[_Flight]) -> list[tuple[int, float] | RequestError]:
-        best, chances = self.model.greedy(hidden_RE)
-        choices: list[tuple[int, float] | RequestError] = []
-        for row, (token, logprob) in enumerate(zip(best.tolist(), chances.tolist(), strict=True)):
-            sampler = flights[row].sampler
-            if logprob != logprob or logprob == float("-inf"):
-                choices.append(non_finite())
-            elif sampler.is_plain_greedy:
-                choices.append((token, logprob))
-            else:
-                choices.append(sampler.next(self.model.logits(hidden_RE[row : row + 1])[0]))
-        return choices
+    def _blame(self, flights: list[Flight], failure: RequestError) -> dict[Flight, RequestError]:
+        """The decodes that break a pass all alone; when there are none, those that were in too many broken ones."""
+        culprits = self._culprits(flights)
+        if not culprits:
+            for flight in flights:
+                flight.strikes += 1
+            culprits = {flight: failure for flight in flights if flight.strikes >= _STRIKES}
+        return culprits
 
-    def _push(self, flight: _Flight, choice: tuple[int, float] | RequestError) -> Generation | None:
-        if isinstance(choice, RequestError):
-            return self._end(flight.decode, error=choice)
-        token, logprob = choice
-        flight.logprob += logprob
-        produced = len(flight.tokens) + 1
-        if token in self.model.config.eos_ids:
-            return self._end(flight.decode, flight.tokens, "stop", flight.logprob, produced)
-        flight.tokens.append(token)
-        trimmed = flight.stop.push(token) if flight.stop else None
-        if trimmed is not None:
-            return self._end(flight.decode, trimmed, "stop", flight.logprob, produced)
-        if produced == flight.decode.sampling.max_tokens:
-            return self._end(flight.decode, flight.tokens, "length", flight.logprob, produced)
-        return None
+    def _culprits(self, flights: list[Flight]) -> dict[Flight, RequestError]:
+        error = self._flights.probe([(flight, self._keys[flight.document]) for flight in flights]) if flights else None
+        if error is None:
+            return {}
+        if len(flights) == 1:
+            found = _engine_error(error, "decoding")
+            return {} if found.code is ErrorCode.OUT_OF_MEMORY else {flights[0]: found}
+        half = len(flights) // 2
+        return self._culprits(flights[:half]) | self._culprits(flights[half:])
 
-    def _remove(self, row: int, wipe: bool) -> None:
-        flight = self._flights[row]
-        moved = self._rows.leave(row, wipe)
-        self._flights[row] = self._flights[moved]
-        self._flights.pop()
+    def _collect(self) -> list[Generation]:
+        """What ended; documents that are complete give back their keys and values."""
+        left, self._flights.left = self._flights.left, []
+        for flight in left:
+            self._gone(flight)
+        ended, self._flights.ended = self._flights.ended, []
+        return [self._end(flight.decode, flight.ending, flight.logprob) for flight in ended if flight.ending]
+
+    def _gone(self, flight: Flight) -> None:
         if self._scheduler.finished(flight.document):
             del self._keys[flight.document]
-        if not self._flights:
-            # One long decode must not keep its room for ever.
-            self._rows.clear()
 
-    def _drop(self, document: Document, error: RequestError) -> list[Generation]:
-        self._keys.pop(document, None)
-        self._scheduler.drop(document)
-        return [self._end(d, error=error) for d in document.request.decodes if d.key in self._open]
-
-    def _lose_everything(self, error: Exception, fresh: list[tuple[Document, Decode]]) -> list[Generation]:
-        """After a failed decoder pass no row can be trusted: all that is in flight fails, and may be retried."""
-        reason = _engine_error(error, "decoding")
-        documents = dict.fromkeys([f.document for f in self._flights] + [document for document, _ in fresh])
-        self._flights.clear()
-        self._rows.clear()
-        return [generation for document in documents for generation in self._drop(document, reason)]
-
-    def _flight(self, document: Document, decode: Decode) -> _Flight:
+    def _flight(self, document: Document, decode: Decode) -> Flight:
+        if landed := self._landed.pop(decode.key, None):
+            return landed
         prompt = (self.model.config.bos_id, *decode.prefix_ids)
         stop = StopChecker(decode.sampling.stop, self._tokenizer()) if decode.sampling.stop else None
-        return _Flight(document, decode, Sampler(decode.sampling, decode.key, prompt), stop)
+        return Flight(document, decode, Sampler(decode.sampling, decode.key, prompt), stop)
 
     def _tokenizer(self) -> TextCodec:
         if self._codec is None:
@@ -266,26 +288,51 @@ class NativeBackend:
             self._codec = Processor.load(self._folder)
         return self._codec
 
-    def _end(
-        self,
-        decode: Decode,
-        tokens: Sequence[int] = (),
-        reason: FinishReason | None = None,
-        logprob: float = 0.0,
-        produced: int = 0,
-        *,
-        error: RequestError | None = None,
-    ) -> Generation:
+    def _end(self, decode: Decode, ending: Ending, logprob: float = 0.0) -> Generation:
         self._open.discard(decode.key)
-        self._decoded += produced
+        self._landed.pop(decode.key, None)
+        if ending.error is not None:
+            return Generation(key=decode.key, error=ending.error)
+        self._decoded += ending.produced
         return Generation(
             key=decode.key,
-            token_ids=tuple(tokens),
-            finish_reason=reason,
+            token_ids=tuple(ending.tokens),
+            finish_reason=ending.reason,
             logprob=logprob,
-            output_tokens=produced,
-            error=error,
+            output_tokens=ending.produced,
         )
+
+
+class _Pass:
+    """An encoder pass over a pack of documents, a slice at a time."""
+
+    def __init__(self, model: T5Gemma2, documents: Sequence[Document]) -> None:
+        self.documents = documents
+        # What a slice counts for: a layer's share, though a layer may take several.
+        self.slice_tokens = max(1, sum(document.tokens for document in documents) // model.config.encoder.num_layers)
+        self._steps: Generator[None, None, list[Tensor]] = model.encode_steps([d.request for d in documents])
+        self._states: list[Tensor] = []
+
+    def advance(self) -> bool:
+        """Run a slice; True when it was the last one."""
+        try:
+            next(self._steps)
+        except StopIteration as end:
+            self._states = end.value
+            return True
+        return False
+
+    def finite(self) -> Iterator[tuple[Document, Tensor]]:
+        """Each document with its encoder states [tokens, hidden], but for those that are no numbers."""
+        fine = torch.stack([torch.isfinite(states_NE).all() for states_NE in self._states]).tolist()
+        for document, states_NE, is_finite in zip(self.documents, self._states, fine, strict=True):
+            if is_finite:
+                yield document, states_NE
+
+    def close(self) -> None:
+        """Give back the activations."""
+        self._steps.close()
+        self._states = []
 
 
 def _engine_error(error: Exception, doing: str) -> RequestError:

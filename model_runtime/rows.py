@@ -27,6 +27,8 @@ class Rows:
         self._documents: list[EncodedKeys] = []
         self._lengths: list[int] = []
         self._groups: list[tuple[EncodedKeys, Tensor]] | None = None
+        # `_lengths` on the device, as long as no row enters or leaves: a step then waits for no copy.
+        self._positions_R: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -56,21 +58,26 @@ class Rows:
         hidden_RPE = model.decode(model.embed(ids_RP), positions_RP, step)
         self._documents += documents
         self._lengths += lengths
-        self._groups = None
+        self._groups = self._positions_R = None
         last = torch.tensor(lengths, device=model.device) - 1
         return hidden_RPE[torch.arange(len(fresh), device=model.device), last]
 
     @torch.inference_mode()
-    def advance(self, tokens: Sequence[int]) -> Tensor:
-        """Feed each row its newest token; the hidden states after it, [rows, hidden]."""
+    def advance(self, tokens: Sequence[int] | Tensor) -> Tensor:
+        """Feed each row its newest token (int64 [rows] when on the device); the hidden states after it, [rows, hidden].
+
+        A failed call changes nothing that another one would not write again.
+        """
         model = self._model
-        positions_R1 = torch.tensor(self._lengths, device=model.device).unsqueeze(-1)
-        self._lengths = [length + 1 for length in self._lengths]
         if self._groups is None:
             self._groups = _group(self._documents, model.device)
-        step = Step(groups=self._groups, own=self._own, rows=slice(0, len(self)), lengths=self._lengths, prefill=False)
-        ids_R1 = torch.tensor(tokens, device=model.device).unsqueeze(-1)
-        hidden_R1E = model.decode(model.embed(ids_R1), positions_R1, step)
+        if self._positions_R is None:
+            self._positions_R = torch.tensor(self._lengths, device=model.device)
+        lengths = [length + 1 for length in self._lengths]
+        step = Step(groups=self._groups, own=self._own, rows=slice(0, len(self)), lengths=lengths, prefill=False)
+        ids_R = tokens if isinstance(tokens, Tensor) else torch.tensor(tokens, device=model.device)
+        hidden_R1E = model.decode(model.embed(ids_R.unsqueeze(-1)), self._positions_R.unsqueeze(-1), step)
+        self._lengths, self._positions_R = lengths, self._positions_R + 1
         return hidden_R1E[:, 0]
 
     @torch.inference_mode()
@@ -87,12 +94,13 @@ class Rows:
             self._documents[row], self._lengths[row] = self._documents[last], self._lengths[last]
         self._documents.pop()
         self._lengths.pop()
-        self._groups = None
+        self._groups = self._positions_R = None
         return last
 
     def clear(self) -> None:
         """Drop all rows and give their memory back."""
-        self._documents, self._lengths, self._groups = [], [], None
+        self._documents, self._lengths = [], []
+        self._groups = self._positions_R = None
         self._own.release()
 
 

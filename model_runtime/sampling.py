@@ -24,6 +24,8 @@ class Sampler:
         self._sampling = sampling
         self._random = random.Random(_stream_seed(sampling.seed, key))
         self._seen = set(prompt_ids) if sampling.repetition_penalty != 1.0 else None
+        # Drawn and not used: a choice that fails half-way takes the same number when it is made again.
+        self._drawn: float | None = None
 
     @property
     def is_plain_greedy(self) -> bool:
@@ -44,9 +46,11 @@ class Sampler:
             token = int(scores_V.argmax())
         else:
             token = self._draw(scores_V)
+        logprob = float(logits_V[token] - total)
+        self._drawn = None
         if self._seen is not None:
             self._seen.add(token)
-        return token, float(logits_V[token] - total)
+        return token, logprob
 
     def _penalised(self, logits_V: Tensor) -> Tensor:
         if self._seen is None:
@@ -69,7 +73,9 @@ class Sampler:
             # A token stays while what stands before it has not reached top_p: the first always does.
             kept = int((cumulative - probabilities < sampling.top_p).sum())
             cumulative = cumulative[:kept]
-        point = self._random.random() * float(cumulative[-1])
+        if self._drawn is None:
+            self._drawn = self._random.random()
+        point = self._drawn * float(cumulative[-1])
         index = int((cumulative <= point).sum())
         return int(tokens[min(index, len(cumulative) - 1)])
 
