@@ -129,6 +129,87 @@ def query(
     ask(out, sql, form, consoles()[0])
 
 
+@app.command()
+def benchmark(
+    figures: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="encode, long, decode, corpus, share, pipeline, resume, scale, gpu; all."),
+    ] = "encode,decode,corpus,share",
+    peers: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="native, transformers-plain, transformers-expert, ctranslate2, vllm; or name:dtype; all.",
+        ),
+    ] = "all",
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="What native computes in.", show_default="bfloat16,int8 on a CPU"),
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="SIZE", help="demo, 270m, 1b, 4b: random weights.")] = "270m",
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Your own checkpoint instead.", show_default=False)
+    ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(metavar="TOKENS", help="Document lengths.", show_default="each figure's own")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Tasks on one document.", show_default="each figure's own")
+    ] = None,
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens that each task produces.")] = 32,
+    documents: Annotated[int, typer.Option(metavar="N", min=1, help="Documents of the figure corpus.")] = 48,
+    repeat: Annotated[int, typer.Option(metavar="N", min=1, help="Times that peers take turns.")] = 3,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Threads of every peer.", show_default="all cores")
+    ] = None,
+    budget: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="After this a case is not repeated again.")
+    ] = 900,
+    limit: Annotated[
+        float, typer.Option(metavar="SECONDS", min=1, help="A peer that takes longer for one answer is stopped.")
+    ] = 1800,
+    folder: Annotated[Path, typer.Option("--dir", help="Where checkpoints and conversions are kept.")] = Path(
+        "corpusmill-benchmark"
+    ),
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", help="Append a dated section, its plot beside it.", show_default=False),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the figures as JSON lines.", show_default=False)
+    ] = None,
+) -> None:
+    """Measure speed and memory against every peer that is installed, on the same weights and inputs.
+
+    One JSON line for each case on standard output. Use a machine that does nothing else meanwhile.
+    """
+    from .benchmark import Asked
+    from .benchmark import benchmark as measure
+
+    measure(
+        Asked(
+            folder=folder,
+            model=model,
+            size=size,
+            figures=figures,
+            peers=peers,
+            dtype=dtype,
+            lengths=lengths,
+            tasks=tasks,
+            tokens=tokens,
+            documents=documents,
+            repeat=repeat,
+            device=device,
+            threads=threads,
+            budget=budget,
+            limit=limit,
+            output=output,
+            json=json,
+        )
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: one line on standard error for whatever goes wrong, and its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)

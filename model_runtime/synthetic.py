@@ -32,25 +32,45 @@ _TEXT: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 512,
         "layers": 18, "max_position_embeddings": 131_072,
     },
+    "1b": {
+        "vocab_size": 262_144, "hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4,
+        "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 512,
+        "layers": 26, "max_position_embeddings": 131_072,
+    },
+    "4b": {
+        "vocab_size": 262_144, "hidden_size": 2560, "intermediate_size": 10_240, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 1024,
+        "layers": 34, "max_position_embeddings": 131_072,
+    },
+}  # fmt: skip
+_SIGLIP = {
+    "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+    "image_size": 896, "patch_size": 14, "tokens": 256,
 }  # fmt: skip
 _VISION: dict[str, dict[str, Any]] = {
     "demo": {
         "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3,
         "image_size": 112, "patch_size": 14, "tokens": 16,
     },
-    "270m": {
-        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-        "image_size": 896, "patch_size": 14, "tokens": 256,
-    },
+    "270m": _SIGLIP,
+    "1b": _SIGLIP,
+    "4b": _SIGLIP,
 }  # fmt: skip
 
 
 def make_random_checkpoint(
-    folder: Path, *, texts: Iterable[str], seed: int = 0, size: str = "demo", dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    texts: Iterable[str],
+    seed: int = 0,
+    size: str = "demo",
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> Path:
     """Write a complete model folder with random weights and a tokenizer learned from `texts`; returns `folder`.
 
-    `size`: "demo" (2 M parameters) or "270m" (the released 270M-270M's sizes, vision tower included).
+    `size`: "demo" (2 M parameters), or "270m", "1b", "4b": the sizes of the released 270M-270M, 1B-1B and 4B-4B, vision
+    tower included. `device` draws the weights: a GPU is faster, and draws others.
     """
     if size not in _TEXT:
         raise ValueError(f"size {size!r} is not known; choose one of {', '.join(_TEXT)}")
@@ -61,7 +81,10 @@ def make_random_checkpoint(
     _write(folder / "tokenizer_config.json", {"add_bos_token": True, "tokenizer_class": "GemmaTokenizerFast"})
     tokenizer = train_tokenizer(texts, config["encoder"]["text_config"]["vocab_size"])
     tokenizer.save(str(folder / "tokenizer.json"))
-    tensors = {name: tensor.to(dtype) for name, tensor in _random_tensors(ModelConfig.parse(config), seed)}
+    tensors = {
+        name: tensor.to(device="cpu", dtype=dtype)
+        for name, tensor in _random_tensors(ModelConfig.parse(config), seed, device)
+    }
     # Bytes and unused names stay near zero, so that even noise is made of letters.
     embedding = tensors["model.encoder.embed_tokens.weight"]
     embedding[[i for token, i in tokenizer.get_vocab().items() if token.startswith(("<0x", "<unused"))]] *= 0.1
@@ -139,13 +162,13 @@ def _preprocessor(size: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _random_tensors(config: ModelConfig, seed: int) -> Iterable[tuple[str, Tensor]]:
+def _random_tensors(config: ModelConfig, seed: int, device: str) -> Iterable[tuple[str, Tensor]]:
     with torch.device("meta"):
         model = T5Gemma2(config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         mean, deviation = _distribution(name, parameter)
-        yield f"model.{name}", torch.empty(parameter.shape).normal_(mean, deviation, generator=generator)
+        yield f"model.{name}", torch.empty(parameter.shape, device=device).normal_(mean, deviation, generator=generator)
 
 
 def _distribution(name: str, parameter: Tensor) -> tuple[float, float]:

@@ -123,7 +123,8 @@ def _agreement(crew: Crew, settings: Settings, config: ModelConfig) -> dict[str,
             try:
                 states = crew.ask(peer, "states", document)
             except PeerLost as lost:
-                differences[peer.label] = str(lost)
+                if peer.label not in crew.gone:
+                    differences[peer.label] = str(lost)
                 continue
             differences[peer.label] = float(np.linalg.norm(states - reference) / np.linalg.norm(reference))
         found[f"difference from transformers float32 at {tokens} tokens"] = differences

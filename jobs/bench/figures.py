@@ -13,6 +13,10 @@ _FIGURES = {
     "decode": "decode:measure_decode",
     "corpus": "decode:measure_corpus",
     "share": "decode:measure_share",
+    "pipeline": "pipeline:measure_pipeline",
+    "resume": "resume:measure_resume",
+    "scale": "scale:measure_scale",
+    "gpu": "gpu:measure_gpu",
 }
 NAMES = tuple(_FIGURES)
 
