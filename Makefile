@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.corpusmill-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types lock clean
+.PHONY: help setup demo bench test lint format types lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -14,6 +14,9 @@ setup: $(STAMP)  ## create .venv with the locked dependencies and the corpusmill
 
 demo: $(STAMP)  ## write a small corpus, run a job over it, show what came out
 	$(BIN)/corpusmill demo
+
+bench: $(STAMP)  ## measure speed against every peer and append it to docs/benchmarks.md (hours)
+	$(BIN)/corpusmill benchmark --figures all --output docs/benchmarks.md
 
 test: $(STAMP)  ## run every test, the slow ones too
 	$(BIN)/python -m pytest
@@ -54,5 +57,5 @@ lock:  ## resolve the dependencies anew into requirements.lock
 	mv build/requirements.lock requirements.lock
 
 clean:  ## remove what setup, the tests and the demo wrote
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache corpusmill-demo
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache corpusmill-demo corpusmill-benchmark
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

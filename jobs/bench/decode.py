@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -68,12 +68,20 @@ def measure_share(settings: Settings) -> Iterator[Figure]:
 
 
 def corpus_case(
-    crew: Crew, settings: Settings, config: ModelConfig, median: int, p99: int, tasks: int, name: str = "corpus"
+    crew: Crew,
+    settings: Settings,
+    config: ModelConfig,
+    median: int,
+    p99: int,
+    tasks: int,
+    *,
+    name: str = "corpus",
+    lost: Mapping[str, str] | None = None,
 ) -> Case:
     """Documents/s; lengths are drawn once, ids at every repetition."""
     lengths = Inputs(config, settings.seed, name).lengths(settings.documents, median, p99)
     work = {"documents": len(lengths), "median": median, "p99": p99, "tasks": tasks, "max_tokens": settings.tokens}
-    case = Case(name=name, work=work, unit="documents/s")
+    case = Case(name=name, work=work, unit="documents/s", missing=dict(lost or {}))
     case.checks["encoder_tokens"] = sum(lengths)
 
     def measure(peer: PeerSpec, repetition: int) -> Sample:
