@@ -38,7 +38,7 @@ def usable_cores() -> int:
 def cluster() -> Iterator[Cluster]:
     """Connect, and disconnect at the end; an embedded cluster is stopped. Joins a connection that is already there."""
     # Read before Ray is imported and by the processes it starts: no phoning home, no chatter on a user's terminal.
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -51,6 +51,8 @@ def cluster() -> Iterator[Cluster]:
             if address:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
+                # Ray starts workers at niceness 15, below its own processes and the driver; here the model is one.
+                os.environ.setdefault("RAY_worker_niceness", "0")
                 # Light stages take fractions of a CPU; with four logical ones all of them run on any machine.
                 ray.init(
                     address="local",
@@ -69,7 +71,8 @@ def cluster() -> Iterator[Cluster]:
         ray.shutdown()
 
 
-_QUIET = {
+# What keeps Ray from phoning home and from chattering on a terminal.
+QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

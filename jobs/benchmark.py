@@ -139,6 +139,8 @@ def _beaten(case: Figure, peer: str) -> str:
 def _settings(asked: Asked, err: Console) -> Settings:
     device = _device(asked.device)
     peers = _peers(asked.peers, asked.dtype, device)
+    if "gpu" in _words(asked.figures) and device == "cpu" and asked.size != "demo":
+        raise _wrong("--figures", "gpu wants a CUDA device, and torch finds none")
     lengths = _numbers("--lengths", asked.lengths, 4)
     tasks = _numbers("--tasks", asked.tasks, 1)
     if asked.size not in SIZES:

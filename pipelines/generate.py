@@ -76,6 +76,7 @@ class _Run:
                 "input_tokens": tally.input_tokens,
                 "output_tokens": tally.output_tokens,
                 "generate_seconds": round(tally.generate_seconds, 3),
+                "serving_seconds": round(tally.serving_seconds, 3),
                 "workers": len(tally.busy),
                 "unreadable": [{"path": f.url, "etag": f.etag, "reason": f.reason} for f in corpus.unreadable],
             },
@@ -213,6 +214,7 @@ def _report(run: _Run) -> RunReport:
         workers=max(1, len(tally.busy)),
         errors=tally.errors,
         warnings=run.resolved.warnings,
+        serving_seconds=tally.serving_seconds,
     )
 
 

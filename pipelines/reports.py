@@ -51,7 +51,8 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """A finished run. `seconds` is wall time, `generate_seconds`: how long the busiest worker's engine worked."""
+    """A finished run. `seconds` is wall time; `generate_seconds`: how long the busiest worker's engine worked, of the
+    `serving_seconds` from its first document to its last generation."""
 
     run_id: str
     table: str
@@ -66,6 +67,7 @@ class RunReport:
     # errors of this run by code, with one example message each
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    serving_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

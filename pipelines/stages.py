@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import ray
 
 from infra.cluster import usable_cores
 from infra.storage import Location, stage_model
-from model_runtime import EngineConfig, ModelError
+from model_runtime import Backend, EngineConfig, ModelError, load_backend
 from model_runtime.folder import model_revision, resolve_checkpoint
 from workers.collect import RunContext, cached_processor, collect
 from workers.generate import Generate
@@ -35,6 +36,7 @@ _PACKET_TOKENS, _PACKET_PIXELS = 16_384, 32 << 20
 _LEAST_TOKENS, _FINISHED_TOKENS = 256, 32
 # Images whose pixels are in one prepare worker's memory together: 2.4 MB each at 896 × 896.
 _OPEN_IMAGES = 64
+_NICENESS = 10
 
 OUTCOME = pa.schema(
     [
@@ -59,6 +61,7 @@ OUTCOME = pa.schema(
         ("worker", pa.string()),
         ("dtype", pa.string()),
         ("busy_seconds", pa.float64()),
+        ("serving_seconds", pa.float64()),
     ]
 )
 
@@ -78,6 +81,8 @@ class StageSettings:
     carry: pa.Schema
     retry_failed: bool
     pixels: bool = True
+    # What a model worker loads its engine with; only a benchmark of the graph puts another function here.
+    load: Callable[[EngineConfig], Backend] = load_backend
 
     def folder(self) -> Path:
         """The model's folder on this node: staged from a bucket once, or found in the hub's cache."""
@@ -94,6 +99,9 @@ class PrepareStage:
     """Source rows → prepared documents in packets of a bounded number of tokens."""
 
     def __init__(self, settings: StageSettings, done: list[ray.ObjectRef]) -> None:
+        if settings.engine.device == "cpu":
+            # What it runs ahead is enough: the cores belong to the model, whose threads wait for the slowest.
+            os.nice(_NICENESS)
         self._prepare = Prepare(
             model_folder=str(settings.folder()),
             tasks=settings.context.tasks,
@@ -126,8 +134,9 @@ class GenerateStage:
         if engine.device == "cpu":
             # Ray would leave one thread to an actor that asks for one CPU.
             engine = dataclasses.replace(engine, threads=usable_cores())
-        self._generate = Generate(engine, settings.context.tasks)
-        self._worker = ray.get_runtime_context().get_actor_id() or "driver"
+        self._generate = Generate(engine, settings.context.tasks, settings.load)
+        here = ray.get_runtime_context()
+        self._worker = f"{here.get_node_id()}/{here.get_actor_id()}"
 
     def __call__(self, packets: pa.Table) -> pa.Table:
         """One row per document, with its generations."""
@@ -149,7 +158,16 @@ class Finish:
         if rows.num_rows:
             write_work(Location(settings.table), settings.context.run_id, rows)
         made = {row["key"]: row for row in rows.select(["key", "status", "error_code", "error_message"]).to_pylist()}
-        columns = ["pairs", "not_applicable", "requests", "results", "worker", "dtype", "busy_seconds"]
+        columns = [
+            "pairs",
+            "not_applicable",
+            "requests",
+            "results",
+            "worker",
+            "dtype",
+            "busy_seconds",
+            "serving_seconds",
+        ]
         documents = generated.select(columns).to_pylist()
         return pa.Table.from_pylist([_outcome(document, made) for document in documents], schema=OUTCOME)
 
@@ -212,6 +230,7 @@ def _outcome(document: dict[str, Any], made: dict[str, dict[str, Any]]) -> dict[
         "worker": document["worker"],
         "dtype": document["dtype"],
         "busy_seconds": document["busy_seconds"],
+        "serving_seconds": document["serving_seconds"],
     }
 
 

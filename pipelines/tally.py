@@ -24,6 +24,7 @@ class Tally:
     counts: dict[str, TaskCounts] = field(default_factory=dict)
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
+    serving: dict[str, float] = field(default_factory=dict)
     dtype: str | None = None
     documents: int = 0
     documents_made: int = 0
@@ -48,11 +49,17 @@ class Tally:
             if document["busy_seconds"] is not None:
                 worker = document["worker"]
                 self.busy[worker] = max(self.busy.get(worker, 0.0), document["busy_seconds"])
+                self.serving[worker] = max(self.serving.get(worker, 0.0), document["serving_seconds"])
 
     @property
     def generate_seconds(self) -> float:
         """How long the busiest worker's engine worked; loading and waiting are not in it."""
         return max(self.busy.values(), default=0.0)
+
+    @property
+    def serving_seconds(self) -> float:
+        """From the first document in an engine to its last generation, for the worker that took longest."""
+        return max(self.serving.values(), default=0.0)
 
     @property
     def progress(self) -> Progress:

@@ -40,6 +40,8 @@ class EngineThread:
         self._owner: dict[str, _Call] = {}
         self._requests: dict[str, Request] = {}
         self._busy_seconds = 0.0
+        self._first: float | None = None
+        self._serving_seconds = 0.0
         self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -53,6 +55,11 @@ class EngineThread:
     def busy_seconds(self) -> float:
         """Time spent advancing the backend since it was loaded."""
         return self._busy_seconds
+
+    @property
+    def serving_seconds(self) -> float:
+        """Time from the first document's arrival to the newest generation; loading is not in it, waiting is."""
+        return self._serving_seconds
 
     def run(self, requests: Sequence[Request]) -> dict[str, Generation]:
         """Every decode's generation by key, once all are there; errors are generations too.
@@ -99,6 +106,8 @@ class EngineThread:
             self._step()
 
     def _submit(self, call: _Call) -> None:
+        if self._first is None:
+            self._first = time.perf_counter()
         for request in call.requests:
             twice = [decode.key for decode in request.decodes if decode.key in self._owner]
             if twice:
@@ -149,6 +158,8 @@ class EngineThread:
         self._backend = self._load()
 
     def _deliver(self, generation: Generation) -> None:
+        if self._first is not None:
+            self._serving_seconds = time.perf_counter() - self._first
         self._requests.pop(generation.key, None)
         self._owner.pop(generation.key).take(generation)
 

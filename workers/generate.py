@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,8 @@ _DROPPED = ("requests", "pixels")
 
 
 def generated_schema(prepared: pa.Schema) -> pa.Schema:
-    """What Generate yields: prepared rows without ids and pixels, with `results`, the dtype computed in, and for how
-    many seconds the engine had been busy until then.
+    """What Generate yields: prepared rows without ids and pixels, with `results`, the dtype computed in, and how many
+    seconds the engine had been busy until then of those since its first document.
 
     `requests` keeps token counts and tasks only; `results`: one per pair that a decode was run for.
     """
@@ -44,6 +45,7 @@ def generated_schema(prepared: pa.Schema) -> pa.Schema:
         ("results", pa.list_(_RESULT)),
         ("dtype", pa.string()),
         ("busy_seconds", pa.float64()),
+        ("serving_seconds", pa.float64()),
     ]
     return pa.schema([*kept, *added])
 
@@ -51,11 +53,15 @@ def generated_schema(prepared: pa.Schema) -> pa.Schema:
 class Generate:
     """Callable over prepared rows, from several threads at once; one engine serves them all.
 
-    The weights load with the first row that asks for a decode; ModelError when they cannot be used.
+    The weights load with the first row that asks for a decode; ModelError when they cannot be used. `load` makes the
+    backend: a measurement of the graph itself may put one there that computes nothing.
     """
 
-    def __init__(self, config: EngineConfig, tasks: tuple[Task, ...]) -> None:
+    def __init__(
+        self, config: EngineConfig, tasks: tuple[Task, ...], load: Callable[[EngineConfig], Backend] = load_backend
+    ) -> None:
         self._config = config
+        self._load = load
         self._tasks = tasks
         self._engine: EngineThread | None = None
         self._loading = threading.Lock()
@@ -80,8 +86,10 @@ class Generate:
         columns["results"] = pa.array(done, schema.field("results").type)
         dtype = self.backend.dtype if requests else None
         busy = self._started().busy_seconds if requests else None
+        serving = self._started().serving_seconds if requests else None
         columns["dtype"] = pa.array([dtype] * table.num_rows, pa.string())
         columns["busy_seconds"] = pa.array([busy] * table.num_rows, pa.float64())
+        columns["serving_seconds"] = pa.array([serving] * table.num_rows, pa.float64())
         return pa.table(columns, schema=schema)
 
     def close(self) -> None:
@@ -92,7 +100,7 @@ class Generate:
     def _started(self) -> EngineThread:
         with self._loading:
             if self._engine is None:
-                self._engine = EngineThread(lambda: load_backend(self._config))
+                self._engine = EngineThread(lambda: self._load(self._config))
             return self._engine
 
     def _requests(self, row: dict) -> list[Request]:

@@ -28,9 +28,9 @@ def local_ray(s3: S3Server) -> Iterator[None]:
     """A local Ray whose workers know the S3 server; runs join it."""
     import ray
 
-    from infra.cluster import _QUIET
+    from infra.cluster import QUIET
 
-    for name, value in _QUIET.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
