@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .config import TextConfig
+
+if TYPE_CHECKING:
+    from .cuda.pages import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,17 @@ class PackedKeys:
         return self.keys.nbytes + self.values.nbytes
 
 
-EncodedKeys = DocumentKeys | PackedKeys
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)
+class PooledKeys:
+    """A document's place in the CUDA path's pool of keys: runs of pages; `serial` is never used again."""
+
+    serial: int
+    runs: tuple[Run, ...]
+    tokens: int
+    bytes: int
+
+
+EncodedKeys = DocumentKeys | PackedKeys | PooledKeys
 
 
 class OwnKeys:

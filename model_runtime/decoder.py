@@ -6,6 +6,7 @@ neither copied nor concatenated: each document's are read once per layer for all
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -24,7 +25,8 @@ from .layers import Block, RMSNorm, rotary_tables, rotate
 class Step:
     """What one pass over R rows × P positions needs to know; P is 1 except when prefixes enter.
 
-    `groups`: each document with the (sorted) indices of its rows among the R. `rows`: the R rows' place in the cache.
+    `groups`: each document with the (sorted) indices of its rows among the R, on the CPU. `rows`: the R rows' place in
+    the cache.
     `lengths`: positions in use per row after this pass; `prefill`: whether the rows are new.
     """
 
@@ -55,6 +57,7 @@ class DecoderLayer(Block):
         out = torch.empty_like(q_RPHD)
         lse = torch.empty(q_RPHD.shape[:-1], dtype=torch.float32, device=q_RPHD.device)
         for document, rows in step.groups:
+            assert isinstance(document, DocumentKeys)
             keys, values = document.keys[self.index], document.values[self.index]
             queries = q_RPHD[rows]
             tokens = queries.shape[0] * queries.shape[1]
@@ -109,6 +112,7 @@ class Decoder(nn.Module):
             False: rotary_tables(config.rope_full, config.head_dim, positions_RP, x_RPE.dtype),
         }
         masks = {kind: self._own_mask(kind, x_RPE, step) for kind in set(config.sliding)}
+        step = dataclasses.replace(step, groups=[(keys, rows.to(x_RPE.device)) for keys, rows in step.groups])
         for layer in self._layers():
             x_RPE = layer(x_RPE, positions_RP, ropes[layer.sliding], masks[layer.sliding], step)
         return self.norm(x_RPE)

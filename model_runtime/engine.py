@@ -80,7 +80,7 @@ class NativeBackend:
     @property
     def dtype(self) -> str:
         """What the model computes in."""
-        return str(self.model.dtype).removeprefix("torch.")
+        return self.model.precision
 
     @property
     def document_key_bytes(self) -> int:
@@ -216,7 +216,7 @@ class NativeBackend:
         if failure.code is ErrorCode.OUT_OF_MEMORY:
             lost = self._make_room(landed, rows, failure)
         else:
-            lost = self._blame(landed, failure)
+            lost = self._blame(landed, rows, failure)
         for flight, error in lost.items():
             done.append(self._end(flight.decode, Ending(error=error)))
             self._gone(flight)
@@ -243,10 +243,11 @@ class NativeBackend:
         give_back(self.model.device)
         return {} if encoding is not None or others else {landed[0]: failure}
 
-    def _blame(self, flights: list[Flight], failure: RequestError) -> dict[Flight, RequestError]:
+    def _blame(self, flights: list[Flight], rows: int, failure: RequestError) -> dict[Flight, RequestError]:
         """The decodes that break a pass all alone; when there are none, those that were in too many broken ones."""
         culprits = self._culprits(flights)
         if not culprits:
+            self._scheduler.rows_failed(rows)
             for flight in flights:
                 flight.strikes += 1
             culprits = {flight: failure for flight in flights if flight.strikes >= _STRIKES}

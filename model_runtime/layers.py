@@ -109,7 +109,7 @@ class ScaledEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [...] → [..., hidden]."""
         # The scale is rounded to the weights' dtype, as the model was trained.
-        scale = torch.tensor(self.scale, dtype=self.weight.dtype, device=self.weight.device)
+        scale = float(torch.tensor(self.scale, dtype=self.weight.dtype))
         embedded = F.embedding(ids, self.weight) * scale
         return torch.where((ids == self.eoi_id).unsqueeze(-1), self.eoi_embedding.to(embedded.dtype), embedded)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cache import EncodedKeys
+from .cache import EncodedKeys, OwnKeys
 from .checkpoint import check_tensors, load_tensors, weights_dtype
 from .config import ModelConfig
 from .decoder import Decoder, Step, lm_logits
@@ -22,6 +22,7 @@ from .vision import normalise_pixels
 
 if TYPE_CHECKING:
     from .cpu import CpuPath
+    from .cuda import CudaPath
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ class T5Gemma2(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self._fast: CpuPath | None = None
+        self._fast: CpuPath | CudaPath | None = None
+        self.precision = ""  # what it computes in, by name: float32, bfloat16 or int8
 
     @classmethod
     def load(cls, folder: Path, device: str = "auto", dtype: str = "auto") -> T5Gemma2:
@@ -52,13 +54,19 @@ class T5Gemma2(nn.Module):
             # transformers stores the value and never applies it, so weights were trained without it.
             _log.warning("%s sets attn_logit_softcapping, which T5Gemma 2 ignores, as in transformers", folder)
         where = choose_device(device)
-        kind = choose_dtype(dtype, folder, where)
+        kind = torch.bfloat16 if dtype == "int8" else choose_dtype(dtype, folder, where)
         with torch.device("meta"):
             model = cls(config)
         for name, tensor in load_tensors(folder, cls.expected_tensors(config), config.tied):
             _assign(model, name, tensor.to(device=where, dtype=kind))
         model = model.eval().requires_grad_(False)
-        model._fast = _cpu_path(model, where, kind)
+        if where.type == "cuda":
+            from .cuda import cuda_path
+
+            model._fast = cuda_path(model, int8=dtype == "int8")
+        else:
+            model._fast = _cpu_path(model, where, kind, int8=dtype == "int8")
+        model.precision = dtype if dtype == "int8" else str(kind).removeprefix("torch.")
         return model
 
     @classmethod
@@ -120,6 +128,22 @@ class T5Gemma2(nn.Module):
         best = logits_RV.argmax(dim=-1)
         return best, logits_RV.gather(-1, best.unsqueeze(-1)).squeeze(-1) - torch.logsumexp(logits_RV, dim=-1)
 
+    def own_keys(self) -> OwnKeys:
+        """Room for decodes' own keys, as `decode` reads it."""
+        own_keys = getattr(self._fast, "own_keys", None)
+        return own_keys() if own_keys else OwnKeys(self.config.decoder, self.dtype, self.device)
+
+    def use_path(self, path: CpuPath | CudaPath | None) -> CpuPath | CudaPath | None:
+        """Compute with `path` from now on, or with the plain modules (None); returns what it was until now."""
+        before, self._fast = self._fast, path
+        return before
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """Which fast kernels run, by what they do; empty when the plain modules run."""
+        report = getattr(self._fast, "report", None)
+        return report() if report else {}
+
     def embed(self, ids: Tensor) -> Tensor:
         """int64 [...] → [..., hidden]."""
         return self.encoder.embed_tokens(ids)
@@ -155,14 +179,16 @@ class T5Gemma2(nn.Module):
         return torch.cat(features)
 
 
-def _cpu_path(model: T5Gemma2, device: torch.device, dtype: torch.dtype) -> CpuPath | None:
+def _cpu_path(model: T5Gemma2, device: torch.device, dtype: torch.dtype, int8: bool) -> CpuPath | None:
     from .cpu.weights import usable
 
     if not usable(model.config, dtype, device):
+        if int8:
+            raise ModelError("dtype int8 needs a CPU with AVX-512 BF16 and VNNI, and a C++ compiler; choose bfloat16")
         return None
     from .cpu import CpuPath
 
-    return CpuPath(model.encoder, model.decoder, model.config)
+    return CpuPath(model.encoder, model.decoder, model.config, int8)
 
 
 def check_checkpoint(folder: Path) -> None:
@@ -195,8 +221,10 @@ def choose_dtype(name: str, folder: Path, device: torch.device) -> torch.dtype:
             if stored == torch.float32 and device.type == "cpu":
                 return torch.float32
             return torch.bfloat16 if device.type == "cuda" or _cpu_has_bfloat16() else torch.float32
+        case "int8":
+            raise ModelError("dtype int8 is the native backend's; choose auto, float32 or bfloat16")
         case _:
-            raise ModelError(f"dtype {name!r} is not known; choose auto, float32 or bfloat16")
+            raise ModelError(f"dtype {name!r} is not known; choose auto, float32, bfloat16 or int8")
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .cache import EncodedKeys, OwnKeys
+from .cache import EncodedKeys
 from .decoder import Step
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Rows:
 
     def __init__(self, model: T5Gemma2) -> None:
         self._model = model
-        self._own = OwnKeys(model.config.decoder, model.dtype, model.device)
+        self._own = model.own_keys()
         self._documents: list[EncodedKeys] = []
         self._lengths: list[int] = []
         self._groups: list[tuple[EncodedKeys, Tensor]] | None = None
@@ -49,7 +49,7 @@ class Rows:
         positions_RP = torch.arange(places, device=model.device).expand_as(ids_RP)
         documents = [document for document, _ in fresh]
         step = Step(
-            groups=_group(documents, model.device),
+            groups=_group(documents),
             own=self._own,
             rows=slice(first, first + len(fresh)),
             lengths=lengths,
@@ -70,7 +70,7 @@ class Rows:
         """
         model = self._model
         if self._groups is None:
-            self._groups = _group(self._documents, model.device)
+            self._groups = _group(self._documents)
         if self._positions_R is None:
             self._positions_R = torch.tensor(self._lengths, device=model.device)
         lengths = [length + 1 for length in self._lengths]
@@ -104,8 +104,8 @@ class Rows:
         self._own.release()
 
 
-def _group(documents: Sequence[EncodedKeys], device: torch.device) -> list[tuple[EncodedKeys, Tensor]]:
+def _group(documents: Sequence[EncodedKeys]) -> list[tuple[EncodedKeys, Tensor]]:
     members: dict[int, tuple[EncodedKeys, list[int]]] = {}
     for row, document in enumerate(documents):
         members.setdefault(id(document), (document, []))[1].append(row)
-    return [(document, torch.tensor(rows, device=device)) for document, rows in members.values()]
+    return [(document, torch.tensor(rows)) for document, rows in members.values()]

@@ -16,9 +16,9 @@ from .encoder import CpuEncoder
 class CpuPath:
     """Both halves and the head of one model; takes the layers' weights over from the plain modules."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder, config: ModelConfig) -> None:
-        self.encoder = CpuEncoder(encoder)
-        self.decoder = CpuDecoder(decoder)
+    def __init__(self, encoder: Encoder, decoder: Decoder, config: ModelConfig, int8: bool) -> None:
+        self.encoder = CpuEncoder(encoder, int8)
+        self.decoder = CpuDecoder(decoder, int8)
         self._softcap = config.decoder.logit_softcap
         # A second copy beside the embedding's own: the head reads it whole at every step.
         self._head = kernels.pack_rows(encoder.embed_tokens.weight)

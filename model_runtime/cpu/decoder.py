@@ -16,7 +16,7 @@ from ..decoder import Decoder, Step
 from ..layers import Block
 from . import kernels
 from .encoder import angles_of
-from .weights import PackedBlock, PackedLinear, plus_one
+from .weights import PackedBlock, PackedLinear, joined, plus_one
 
 # Keys of one document that one core takes at a time.
 _KEYS_PER_JOB = 1024
@@ -47,13 +47,13 @@ class _CrossPlan:
 class CpuDecoder:
     """See `Decoder`, whose weights it uses."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, int8: bool) -> None:
         self._config = decoder.config
         blocks = list(cast(Iterator[Block], iter(decoder.layers)))
         attention = [block.self_attn for block in blocks]
-        self._document_kv = PackedLinear.joined([p for a in attention for p in (a.k_proj, a.v_proj)])
+        self._document_kv = PackedLinear(*joined([p for a in attention for p in (a.k_proj, a.v_proj)]))
         self._key_norms = torch.stack([plus_one(a.k_norm) for a in attention])
-        self._blocks = [PackedBlock(block, decoder.config) for block in blocks]
+        self._blocks = [PackedBlock(block, decoder.config, int8) for block in blocks]
         self._norm = plus_one(decoder.norm)
         self._plan: _CrossPlan | None = None
 

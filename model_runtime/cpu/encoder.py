@@ -21,9 +21,9 @@ _PAIRS_PER_CALL = 1 << 26
 class CpuEncoder:
     """See `Encoder`, whose embedding, vision tower and weights it uses."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, int8: bool) -> None:
         self._config = encoder.config
-        self._blocks = [PackedBlock(block, encoder.config) for block in cast(Iterator[Block], iter(encoder.layers))]
+        self._blocks = [PackedBlock(block, encoder.config, int8) for block in cast(Iterator[Block], iter(encoder.layers))]
         self._norm = plus_one(encoder.norm)
 
     def steps(self, x_TE: Tensor, lengths: Sequence[int]) -> Generator[None, None, Tensor]:

@@ -162,6 +162,37 @@ def greedy_head(hidden_RE: Tensor, packed_VE: Tensor, softcap: float | None) -> 
     return tokens, chances
 
 
+def quantize(x_TE: Tensor) -> tuple[Tensor, Tensor]:
+    """bfloat16 [T, n] → uint8 round(x / scale) + 128 and float32 scales [T], NaN for a row that holds no number."""
+    rows, size = x_TE.shape
+    out, scales = torch.empty(rows, size, dtype=torch.uint8), torch.empty(rows)
+    _lib().cm_quantize(_p(x_TE), _p(out), _p(scales), rows, size)
+    return out, scales
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """int8 tiles [N / 16, K / 4, 16, 4], float32 scales [N], 128 × column sums [N], float32 bias [N] or None."""
+
+    tiles: Tensor
+    scales: Tensor
+    offset: Tensor
+    bias: Tensor | None
+
+
+def linear_int8(
+    x_TK: Tensor, scales_T: Tensor, weight: Int8Weight, size: int, then: int, other: Tensor | None
+) -> Tensor:
+    """bfloat16 [T, size]; `then`: 0 nothing, 1 GELU (tanh), 2 × `other`."""
+    rows, inner = x_TK.shape
+    out = torch.empty(rows, size, dtype=torch.bfloat16)
+    _lib().cm_linear_int8(
+        _p(x_TK), _p(scales_T), _p(weight.tiles), _p(weight.scales), _p(weight.offset), _p(weight.bias), _p(other),
+        _p(out), rows, size, inner, then,
+    )  # fmt: skip
+    return out
+
+
 def _heads(
     qkv: Tensor, norms: HeadNorms, angles: tuple[Tensor, Tensor], q: Tensor, k: Tensor, v: Tensor, stride: int,
     sizes: tuple[int, int, int, int], packed: int,
@@ -199,6 +230,8 @@ _SIGNATURES = {
     "cm_attend": [_POINTER, _LONG] + [_POINTER] * 7 + [_LONG, _INT, _INT, _INT, _FLOAT],
     "cm_own_and_merge": [_POINTER] * 3 + [_LONG] * 3 + [_POINTER] * 5 + [_LONG] + [_POINTER] * 4
     + [_LONG, _INT, _INT, _INT, _FLOAT],
+    "cm_quantize": [_POINTER] * 3 + [_LONG, _INT],
+    "cm_linear_int8": [_POINTER] * 8 + [_LONG, _LONG, _INT, _INT],
     "cm_pack_rows": [_POINTER] * 2 + [_LONG, _INT],
     "cm_greedy_head": [_POINTER] * 2 + [_LONG, _LONG, _INT, _FLOAT, _POINTER, _POINTER],
 }  # fmt: skip

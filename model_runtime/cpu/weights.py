@@ -11,6 +11,7 @@ from ..config import ModelConfig, TextConfig
 from ..layers import Block, RMSNorm
 from . import kernels
 from .build import library
+from .int8 import Int8Linear
 
 # The activations that a packed linear computes on its way out: oneDNN's name and variant.
 _ACTIVATIONS = {
@@ -48,19 +49,13 @@ class PackedLinear:
         self._bias = bias
 
     @classmethod
-    def joined(cls, linears: Sequence[nn.Linear]) -> PackedLinear:
-        """One product for several that read the same input; their outputs stand side by side."""
-        biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-        weights: list[Tensor] = [linear.weight for linear in linears]
-        return cls(torch.cat(weights).detach(), torch.cat(biases).detach() if biases else None)
-
-    @classmethod
     def moved(cls, *linears: nn.Linear) -> PackedLinear:
-        """`joined`, after which the linears hold no weights any more: the packed copy is the only one read."""
-        packed = cls.joined(linears)
-        for linear in linears:
-            linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
-        return packed
+        """One product for several that read the same input, after which they hold no weights any more."""
+        return cls(*take(linears))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """[T, in] as the products take it: as it is."""
+        return x
 
     def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
         """[T, in] → [T, out], through the activation of that config name if one is given."""
@@ -75,27 +70,48 @@ class PackedLinear:
 class PackedBlock:
     """One layer's weights; what a layer of either half does around its attention."""
 
-    def __init__(self, block: Block, config: TextConfig) -> None:
+    def __init__(self, block: Block, config: TextConfig, int8: bool) -> None:
+        packed = Int8Linear.moved if int8 else PackedLinear.moved
         attn, mlp = block.self_attn, block.mlp
         self.sliding, self.scale, self.eps = block.sliding, block.scale, config.norm_eps
-        self.qkv = PackedLinear.moved(attn.q_proj, attn.k_proj, attn.v_proj)
+        self._qkv = packed(attn.q_proj, attn.k_proj, attn.v_proj)
         self.head_norms = kernels.HeadNorms(plus_one(attn.q_norm), plus_one(attn.k_norm), config.norm_eps)
         self.before = plus_one(block.pre_self_attn_layernorm)
-        self._out = PackedLinear.moved(attn.o_proj)
-        self._gate, self._up, self._down = (PackedLinear.moved(p) for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        self._out = packed(attn.o_proj)
+        self._gate, self._up, self._down = (packed(p) for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
         self._activation = config.activation
         self._after = plus_one(block.post_self_attn_layernorm)
         self._before_mlp = plus_one(block.pre_feedforward_layernorm)
         self._after_mlp = plus_one(block.post_feedforward_layernorm)
 
+    def qkv(self, normed_TE: Tensor) -> Tensor:
+        """Queries, keys and values side by side, [T, (H + 2K) · D]."""
+        return self._qkv(self._qkv.prepare(normed_TE))
+
     def finish(self, x_TE: Tensor, attended_THD: Tensor, next_norm_E: Tensor) -> Tensor:
         """Add attention's result and the MLP's to `x` in place; returns norm(x) with the next layer's norm."""
         from . import kernels
 
-        branch = self._out(attended_THD.flatten(-2))
+        branch = self._out(self._out.prepare(attended_THD.flatten(-2)))
         normed = kernels.residual_norm(x_TE, branch, self._after, self._before_mlp, self.eps)
-        inner = self._up.times(normed, self._gate(normed, self._activation))
-        return kernels.residual_norm(x_TE, self._down(inner), self._after_mlp, next_norm_E, self.eps)
+        shared = self._gate.prepare(normed)
+        inner = self._up.times(shared, self._gate(shared, self._activation))
+        return kernels.residual_norm(x_TE, self._down(self._down.prepare(inner)), self._after_mlp, next_norm_E, self.eps)
+
+
+def joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases of several linears one below the other."""
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+    return torch.cat(weights).detach(), torch.cat(biases).detach() if biases else None
+
+
+def take(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """`joined`, and the linears give their weights up: the packed copy is the only one read from now on."""
+    weight, bias = joined(linears)
+    for linear in linears:
+        linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+    return weight, bias
 
 
 def plus_one(norm: RMSNorm) -> Tensor:
