@@ -200,7 +200,6 @@ def _through_the_graph(model: Path, folder: Path, nodes: int, load: Load) -> _Se
         raise ValueError(f"{documents:,} documents went in, {tally.documents:,} and {rows:,} rows came out")
     if not len(places) == len(began) == nodes:
         raise ValueError(f"{len(began)} workers on {len(places)} nodes did something, there are {nodes} nodes")
-    import sys; print({w[:6]: (round(last - b, 1), round(ended[w], 1)) for w, b in began.items()}, file=sys.stderr)
     node_seconds = sum(last - start for start in began.values())
     return _Seen(documents=documents, node_seconds=node_seconds, rows=rows, nodes=len(places))
 

@@ -8,6 +8,9 @@
 
 using bf16 = uint16_t;
 
+// Before the loops of a micro kernel: unrolled late, GCC keeps the sums on the stack, at half the speed.
+#define UNROLL _Pragma("GCC unroll 32")
+
 static inline __m512 widen(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }

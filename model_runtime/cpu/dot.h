@@ -10,19 +10,19 @@ template <int R, bool ADD>
 inline void dot_tile(const uint32_t* const* a, const bf16* b, long pair_stride, long tile_stride, int pairs, float* out,
                      int out_stride) {
     __m512 acc[R][TILES];
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < TILES; c++)
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < TILES; c++)
             acc[r][c] = ADD ? _mm512_loadu_ps(out + r * out_stride + 16 * c) : _mm512_setzero_ps();
     for (int p = 0; p < pairs; p++) {
         __m512bh col[TILES];
-        for (int c = 0; c < TILES; c++) col[c] = as_bf16(_mm512_loadu_si512(b + p * pair_stride + c * tile_stride));
-        for (int r = 0; r < R; r++) {
+        UNROLL for (int c = 0; c < TILES; c++) col[c] = as_bf16(_mm512_loadu_si512(b + p * pair_stride + c * tile_stride));
+        UNROLL for (int r = 0; r < R; r++) {
             const __m512bh row = two_bf16(a[r][p]);
-            for (int c = 0; c < TILES; c++) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], row, col[c]);
+            UNROLL for (int c = 0; c < TILES; c++) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], row, col[c]);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < TILES; c++) _mm512_storeu_ps(out + r * out_stride + 16 * c, acc[r][c]);
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < TILES; c++) _mm512_storeu_ps(out + r * out_stride + 16 * c, acc[r][c]);
 }
 
 template <bool ADD>

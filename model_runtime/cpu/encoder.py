@@ -23,7 +23,8 @@ class CpuEncoder:
 
     def __init__(self, encoder: Encoder, int8: bool) -> None:
         self._config = encoder.config
-        self._blocks = [PackedBlock(block, encoder.config, int8) for block in cast(Iterator[Block], iter(encoder.layers))]
+        layers = cast(Iterator[Block], iter(encoder.layers))
+        self._blocks = [PackedBlock(block, encoder.config, int8) for block in layers]
         self._norm = plus_one(encoder.norm)
 
     def steps(self, x_TE: Tensor, lengths: Sequence[int]) -> Generator[None, None, Tensor]:

@@ -11,16 +11,16 @@ enum Then { NOTHING = 0, GELU_TANH = 1, TIMES = 2 };
 // sums[r][0..63] over quads of a[r] (unsigned) times packed columns (signed).
 template <int R>
 inline void dot_tile(const uint8_t* a, long a_stride, const int8_t* w, long tile_stride, int quads, __m512i (*sums)[TILES]) {
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_setzero_si512();
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_setzero_si512();
     for (int p = 0; p < quads; p++) {
         __m512i col[TILES];
-        for (int c = 0; c < TILES; c++) col[c] = _mm512_loadu_si512(w + p * 64 + c * tile_stride);
-        for (int r = 0; r < R; r++) {
+        UNROLL for (int c = 0; c < TILES; c++) col[c] = _mm512_loadu_si512(w + p * 64 + c * tile_stride);
+        UNROLL for (int r = 0; r < R; r++) {
             int32_t quad;
             memcpy(&quad, a + r * a_stride + 4 * p, 4);
             const __m512i row = _mm512_set1_epi32(quad);
-            for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], row, col[c]);
+            UNROLL for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], row, col[c]);
         }
     }
 }
@@ -50,9 +50,9 @@ template <int R>
 inline void tile(const Linear& l, long row, long column) {
     __m512i sums[R][TILES];
     dot_tile<R>(l.a + row * l.K, l.K, l.w + column * l.K, 16L * l.K, l.K / 4, sums);
-    for (int r = 0; r < R; r++) {
+    UNROLL for (int r = 0; r < R; r++) {
         const __m512 scale = _mm512_set1_ps(l.a_scale[row + r]);
-        for (int c = 0; c < TILES; c++) {
+        UNROLL for (int c = 0; c < TILES; c++) {
             const long n = column + 16 * c;
             if (n >= l.N) break;
             const __m512i exact = _mm512_sub_epi32(sums[r][c], _mm512_loadu_si512(l.offset + n));

@@ -58,4 +58,3 @@ class Int8Linear:
     def _run(self, x: Quantized, then: int, other: Tensor | None) -> Tensor:
         weight = kernels.Int8Weight(self._weight, self._scales, self._offset, self._bias)
         return kernels.linear_int8(x.values, x.scales, weight, self._size, then, other)
-

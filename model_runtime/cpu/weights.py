@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,19 @@ def _fits(config: TextConfig) -> bool:
     )
 
 
+class Linear(Protocol):
+    """A product with a layer's weights, whatever they are kept in."""
+
+    def prepare(self, x: Tensor) -> Any:
+        """[T, in] as the products take it; once for all that share an input."""
+
+    def __call__(self, x: Any, activation: str | None = None) -> Tensor:
+        """[T, in] → [T, out], through the activation of that config name if one is given."""
+
+    def times(self, x: Any, other: Tensor) -> Tensor:
+        """(x Wᵀ + b) × other."""
+
+
 class PackedLinear:
     """y = x Wᵀ + b with W in oneDNN's own layout, and what follows it fused in."""
 
@@ -71,7 +85,7 @@ class PackedBlock:
     """One layer's weights; what a layer of either half does around its attention."""
 
     def __init__(self, block: Block, config: TextConfig, int8: bool) -> None:
-        packed = Int8Linear.moved if int8 else PackedLinear.moved
+        packed: Callable[..., Linear] = Int8Linear.moved if int8 else PackedLinear.moved
         attn, mlp = block.self_attn, block.mlp
         self.sliding, self.scale, self.eps = block.sliding, block.scale, config.norm_eps
         self._qkv = packed(attn.q_proj, attn.k_proj, attn.v_proj)
@@ -90,13 +104,12 @@ class PackedBlock:
 
     def finish(self, x_TE: Tensor, attended_THD: Tensor, next_norm_E: Tensor) -> Tensor:
         """Add attention's result and the MLP's to `x` in place; returns norm(x) with the next layer's norm."""
-        from . import kernels
-
         branch = self._out(self._out.prepare(attended_THD.flatten(-2)))
         normed = kernels.residual_norm(x_TE, branch, self._after, self._before_mlp, self.eps)
         shared = self._gate.prepare(normed)
         inner = self._up.times(shared, self._gate(shared, self._activation))
-        return kernels.residual_norm(x_TE, self._down(self._down.prepare(inner)), self._after_mlp, next_norm_E, self.eps)
+        branch = self._down(self._down.prepare(inner))
+        return kernels.residual_norm(x_TE, branch, self._after_mlp, next_norm_E, self.eps)
 
 
 def joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

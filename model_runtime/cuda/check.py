@@ -34,9 +34,9 @@ def whole_path_differs(model: T5Gemma2, path: CudaPath) -> str | None:
         model.use_path(before)
     for (name, ours), (_, theirs) in zip(made, expected, strict=True):
         difference = float((ours.float() - theirs.float()).square().mean().sqrt())
-        error = difference / max(1e-6, float(theirs.float().square().mean().sqrt()))
-        if not error <= _TOLERANCE:
-            return f"{name} differ from the plain modules' by {error:.2f}"
+        relative = difference / max(1e-6, float(theirs.float().square().mean().sqrt()))
+        if not relative <= _TOLERANCE:
+            return f"{name} differ from the plain modules' by {relative:.2f}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The decodes' own keys on CUDA: one tensor per kind of layer, positions before heads, as the attention kernel reads."""
+"""The decodes' own keys on CUDA: one tensor per kind of layer, positions before heads, as the kernel reads them."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class CrossPlan:
 
     `cu_q`, `cu_k`: the packed sequences, [2 · chunks + 1], a query token counting as one row for each head of a group.
     `gather`: the query token of each partial [P]. `offsets`, `index`: token t's partials are
-    index[offsets[t]:offsets[t + 1]]. `max_q`, `max_k`: the most query rows and keys of a chunk. `width`: the most chunks
-    of a token.
+    index[offsets[t]:offsets[t + 1]]. `max_q`, `max_k`: the most query rows and keys of a chunk. `width`: the most
+    chunks of a token.
     """
 
     cu_q: np.ndarray
@@ -60,7 +60,7 @@ class CrossPlan:
 
 
 def plan_cross(readers: Sequence[Readers], tokens: int, page: int, group: int, kv_heads: int, blocks: int) -> CrossPlan:
-    """The plan for `tokens` query tokens; `page`: tokens per page, `blocks`: kernel blocks that keep the device busy."""
+    """The plan for `tokens` query tokens; `page`: tokens per page, `blocks`: kernel blocks that fill the device."""
     size = chunk_pages(readers, page, group, kv_heads, blocks)
     chunks = sorted(
         (start, length, reader) for reader, r in enumerate(readers) for start, length in _cut(r, page, size)

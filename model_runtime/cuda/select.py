@@ -85,7 +85,7 @@ def _with_layout(
 
 
 def check_pointwise(do: Pointwise, config: TextConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """Compiled functions against their plain forms, with two row counts and with one row; Differs names the function."""
+    """Compiled functions against their plain forms, with two row counts and one row; Differs names the function."""
     plain = Pointwise(config, compiled=False)
     generator = torch.Generator().manual_seed(0)
 

@@ -107,7 +107,7 @@ class Varlen:
     ) -> tuple[Tensor, Tensor]:
         """Attention inside each sequence [T, H, D] and the log-sum-exps of the scores, float32 [T, H].
 
-        With one query per sequence at most H = K only: the kernel then reorders grouped heads, and their sums with them.
+        With one query per sequence at most H = K only: the kernel then reorders grouped heads and their sums.
         """
         assert packed.max_q > 1 or q_THD.shape[1] == k_NKD.shape[1]
         options = call_options(self._names, window, scale, q_THD.shape[1] != k_NKD.shape[1])

@@ -139,7 +139,8 @@ def test_a_peer_that_hangs_or_fails_is_ended(settings: Settings) -> None:
 
 def test_children_die_with_their_parent(folder: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from jobs.bench.crew import Crew; from tests.jobs import test_benchmark as t\n"
+        "import sys, time; from pathlib import Path\n"
+        "from jobs.bench.crew import Crew; from tests.jobs import test_benchmark as t\n"
         "from jobs.bench.types import Settings\n"
         "if __name__ == '__main__':\n"
         "    folder = Path(sys.argv[1])\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +31,8 @@ def config(model: Path) -> PeerConfig:
 
 
 @pytest.fixture(scope="module")
-def reference(config: PeerConfig) -> Iterator[Peer]:
-    yield load("transformers-expert", config)
+def reference(config: PeerConfig) -> Peer:
+    return load("transformers-expert", config)
 
 
 def load(name: str, config: PeerConfig) -> Peer:

@@ -28,7 +28,7 @@ def varlen_attn(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention inside each sequence; what the kernel leaves alone is not a number here. Log-sum-exps [heads, tokens]."""
+    """Attention inside each sequence; what the kernel leaves alone is no number here. Log-sum-exps [heads, tokens]."""
     heads, kv_heads = query.shape[1], key.shape[1]
     assert enable_gqa == (heads != kv_heads)
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
