@@ -138,7 +138,11 @@ class Decoder(nn.Module):
 
 def lm_logits(hidden_RE: Tensor, embedding_VE: Tensor, softcap: float | None) -> Tensor:
     """Next-token logits, float32 [R, V]: tied head, then cap · tanh(logits / cap) where the config asks for it."""
-    logits = F.linear(hidden_RE, embedding_VE)
+    return capped(F.linear(hidden_RE, embedding_VE), softcap)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits through the config's soft cap, if there is one, as float32."""
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     return logits.float()

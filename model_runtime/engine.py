@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from .cache import EncodedKeys
+from .encoder_pass import EncoderPass
 from .errors import ErrorCode, RequestError
 from .flights import Ending, Flight, Flights
 from .folder import resolve_checkpoint
@@ -47,7 +47,7 @@ class NativeBackend:
         self._keys: dict[Document, EncodedKeys] = {}
         # Decodes that were in a row and wait for the next one.
         self._landed: dict[str, Flight] = {}
-        self._pass: _Pass | None = None
+        self._pass: EncoderPass | None = None
         # Encoder tokens that may pass before the next decoder step; below 0 after a slice that was larger.
         self._credit = 0
         self._open: set[str] = set()
@@ -148,13 +148,13 @@ class NativeBackend:
                 documents = self._scheduler.next_pack()
                 if not documents:
                     break
-                self._pass = _Pass(self.model, documents)
+                self._pass = EncoderPass(self.model, documents)
             self._credit -= self._pass.slice_tokens
             done += self._run_slice(self._pass)
         self._encode_seconds += time.perf_counter() - started
         return done
 
-    def _run_slice(self, encoding: _Pass) -> list[Generation]:
+    def _run_slice(self, encoding: EncoderPass) -> list[Generation]:
         failure: RequestError | None = None
         try:
             if not encoding.advance():
@@ -302,38 +302,6 @@ class NativeBackend:
             logprob=logprob,
             output_tokens=ending.produced,
         )
-
-
-class _Pass:
-    """An encoder pass over a pack of documents, a slice at a time."""
-
-    def __init__(self, model: T5Gemma2, documents: Sequence[Document]) -> None:
-        self.documents = documents
-        # What a slice counts for: a layer's share, though a layer may take several.
-        self.slice_tokens = max(1, sum(document.tokens for document in documents) // model.config.encoder.num_layers)
-        self._steps: Generator[None, None, list[Tensor]] = model.encode_steps([d.request for d in documents])
-        self._states: list[Tensor] = []
-
-    def advance(self) -> bool:
-        """Run a slice; True when it was the last one."""
-        try:
-            next(self._steps)
-        except StopIteration as end:
-            self._states = end.value
-            return True
-        return False
-
-    def finite(self) -> Iterator[tuple[Document, Tensor]]:
-        """Each document with its encoder states [tokens, hidden], but for those that are no numbers."""
-        fine = torch.stack([torch.isfinite(states_NE).all() for states_NE in self._states]).tolist()
-        for document, states_NE, is_finite in zip(self.documents, self._states, fine, strict=True):
-            if is_finite:
-                yield document, states_NE
-
-    def close(self) -> None:
-        """Give back the activations."""
-        self._steps.close()
-        self._states = []
 
 
 def _engine_error(error: Exception, doing: str) -> RequestError:

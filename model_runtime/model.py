@@ -151,6 +151,8 @@ class T5Gemma2(nn.Module):
     @torch.inference_mode()
     def logits(self, hidden_RE: Tensor) -> Tensor:
         """Next-token logits, float32 [R, vocabulary]."""
+        if logits := getattr(self._fast, "logits", None):
+            return logits(hidden_RE)
         return lm_logits(hidden_RE, self.encoder.embed_tokens.weight, self.config.decoder.logit_softcap)
 
     def first_logits(self, requests: Sequence[Request]) -> list[list[Tensor]]:

@@ -207,14 +207,6 @@ class Scheduler:
             document.waiting.appendleft(decode)
             self._waiting += 1
 
-    def drop(self, document: Document) -> None:
-        """A resident document leaves with everything it has waiting or running."""
-        while document.running:
-            self._left(document)
-        self._waiting -= len(document.waiting)
-        document.waiting.clear()
-        self._release(document)
-
     def rows_failed(self, rows: int) -> None:
         """A decoder pass over `rows` rows ran out of memory: for a while fewer, and less encoded ahead."""
         held = self._held_tokens * self._budget.document_token_bytes

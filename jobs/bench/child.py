@@ -108,6 +108,10 @@ class _Served:
         self._peer.encode([ids])
         return self._peer.encoded()[0]
 
+    def first_logits(self, ask: Any) -> np.ndarray:
+        """Logits after each of one document's prefixes."""
+        return self._peer.first_logits(ask)
+
     def run(self, asks: list[Any], max_tokens: int) -> Timed:
         """Encode and decode."""
         return self._timed(lambda: self._peer.run(asks, max_tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from model_runtime.backends.peers.types import Ask
 from model_runtime.config import ModelConfig
 
 from .cases import Case, Sample, check_produced, seen, warm
-from .crew import Crew
+from .crew import Crew, PeerLost
 from .floors import step_bytes
 from .inputs import PREFIX_TOKENS, Inputs
 from .types import Ceiling, Figure, PeerSpec, Settings
@@ -18,6 +18,7 @@ from .types import Ceiling, Figure, PeerSpec, Settings
 LENGTHS = (512, 4096, 16384)
 TASKS = (1, 4, 8)
 SHARED = 4096
+FLIGHT_DOCUMENTS, FLIGHT_TASKS = 8, 4
 MEDIAN, P99 = 600, 6000
 CORPUS_TASKS = 4
 
@@ -42,6 +43,37 @@ def measure_corpus(settings: Settings) -> Iterator[Figure]:
     tasks = max(settings.tasks) if settings.tasks else CORPUS_TASKS
     with Crew(settings) as crew:
         yield corpus_case(crew, settings, config, median, p99, tasks).figure(settings)
+
+
+def measure_flight(settings: Settings) -> Iterator[Figure]:
+    """Decoded tokens/s of several long documents' tasks in flight together, behind their encoding."""
+    config = ModelConfig.load(settings.model)
+    tokens = max(settings.lengths) if settings.lengths else SHARED
+    tasks = [max(settings.tasks) if settings.tasks else FLIGHT_TASKS] * FLIGHT_DOCUMENTS
+    work = {"documents": len(tasks), "tokens": tokens, "tasks": tasks[0], "max_tokens": 1 + settings.tokens}
+    case = Case(name="flight", work=work, unit="tokens/s")
+    with Crew(settings) as crew:
+
+        def measure(peer: PeerSpec, repetition: int) -> Sample:
+            return later_rate(
+                crew, peer, config, Inputs(config, settings.seed, "flight", repetition), settings, tokens, tasks
+            )
+
+        case.repeat(crew, settings, measure, bound=lambda: crew.roofline("copy_rate"), warm=settings.device != "cpu")
+        yield case.figure(settings, mbu(case, config, settings, tokens, len(tasks), sum(tasks)))
+
+
+def later_rate(
+    crew: Crew, peer: PeerSpec, config: ModelConfig, draw: Inputs, settings: Settings, tokens: int, tasks: Sequence[int]
+) -> Sample:
+    """Tokens/s behind each batch's first token, of documents of `tokens` encoder tokens with so many tasks each."""
+    ready_to_run(crew, peer, config)
+    asks = [Ask(ids=draw.document(tokens), prefixes=draw.prefixes(number)) for number in tasks]
+    timed = crew.ask(peer, "run", asks, 1 + settings.tokens)
+    check_produced(timed.result, tasks, 1 + settings.tokens)
+    if not timed.result.later_tokens:
+        raise PeerLost("decoded nothing behind its last encoding")
+    return Sample(value=timed.result.later_tokens / timed.result.later_seconds, seen=seen(timed))
 
 
 def measure_share(settings: Settings) -> Iterator[Figure]:

@@ -6,13 +6,12 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 
-from model_runtime.backends.peers.types import Ask
 from model_runtime.config import ModelConfig
 
-from .cases import Case, Sample, check_produced, seen
+from .cases import Case, Sample
 from .checkpoint import write_checkpoint
-from .crew import Crew, PeerLost
-from .decode import CORPUS_TASKS, MEDIAN, P99, corpus_case, mbu, ready_to_run
+from .crew import Crew
+from .decode import CORPUS_TASKS, MEDIAN, P99, corpus_case, later_rate, mbu
 from .encode import encode_case, mfu
 from .inputs import Inputs
 from .types import Figure, PeerSpec, Settings
@@ -121,14 +120,8 @@ def _batch_case(
     )
 
     def measure(peer: PeerSpec, repetition: int) -> Sample:
-        ready_to_run(crew, peer, config)
         draw = Inputs(config, settings.seed, "gpu-decode", rows, repetition)
-        asks = [Ask(ids=draw.document(tokens), prefixes=draw.prefixes(number)) for number in tasks]
-        timed = crew.ask(peer, "run", asks, 1 + settings.tokens)
-        check_produced(timed.result, tasks, 1 + settings.tokens)
-        if not timed.result.later_tokens:
-            raise PeerLost("decoded nothing behind its last encoding")
-        return Sample(value=timed.result.later_tokens / timed.result.later_seconds, seen=seen(timed))
+        return later_rate(crew, peer, config, draw, settings, tokens, tasks)
 
     copy = lambda: crew.roofline("copy_rate")  # noqa: E731
     case.repeat(crew, settings, measure, bound=copy, warm=True)

@@ -50,6 +50,8 @@ def cell(figure: Figure, value: Value) -> str:
         notes.append(f"{peak:,.0f} MiB")
     if (occupancy := value.extra.get("occupancy")) is not None:
         notes.append(f"occupancy {occupancy:.0%}")
+    if (divergence := value.extra.get("divergence")) is not None:
+        notes.append(f"KL {divergence:.1e}, other token {value.extra['other_token']:.0%}")
     return number(value.median) + (f" ({', '.join(notes)})" if notes else "")
 
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "dot.h"
+#include "dot8.h"
 
 namespace {
 
@@ -19,6 +19,79 @@ struct Best {
     long token = 0;
     bool broken = false;  // a logit was no number
 };
+
+// One row's logits of a panel's 64 tokens: the best so far, and the sum of e^(logit - best).
+inline void take(Best& best, float* row, long panel, float softcap) {
+    if (softcap > 0)
+        for (int c = 0; c < 64; c++) row[c] = std::tanh(row[c] / softcap) * softcap;
+    const __m512 x0 = _mm512_load_ps(row), x1 = _mm512_load_ps(row + 16);
+    const __m512 x2 = _mm512_load_ps(row + 32), x3 = _mm512_load_ps(row + 48);
+    const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(x0, x1), _mm512_max_ps(x2, x3)));
+    if (top > best.highest || (top == best.highest && panel * 64 < best.token)) {
+        int c = 0;
+        while (c < 63 && row[c] != top) c++;
+        best.total *= best.highest == -INFINITY ? 0.0f : std::exp(best.highest - top);
+        best.highest = top, best.token = panel * 64 + c;
+    }
+    const __m512 high = _mm512_set1_ps(best.highest);
+    const __m512 e = _mm512_add_ps(
+        _mm512_add_ps(exp16(_mm512_sub_ps(x0, high)), exp16(_mm512_sub_ps(x1, high))),
+        _mm512_add_ps(exp16(_mm512_sub_ps(x2, high)), exp16(_mm512_sub_ps(x3, high))));
+    const __m512 all = _mm512_add_ps(_mm512_add_ps(x0, x1), _mm512_add_ps(x2, x3));
+    best.broken |= std::isnan(_mm512_reduce_add_ps(all)) || best.highest == INFINITY;
+    best.total += _mm512_reduce_add_ps(e);
+}
+
+// The highest logit's token and its log-probability for each of R rows; V a multiple of 64; softcap 0: none.
+// A row with a logit that is no number gets the log-probability NaN. Of equal logits the first token wins.
+// `panel_logits(row, some, panel, out)`: logits [some][64] of the panel's tokens.
+template <class PanelLogits>
+void greedy(long R, long V, float softcap, int64_t* token, float* logprob, const PanelLogits& panel_logits) {
+    std::vector<std::vector<Best>> found;
+#pragma omp parallel
+    {
+        std::vector<Best> mine(R);
+        alignas(64) float logits[ROWS * 64];
+#pragma omp for schedule(dynamic, 16)
+        for (long panel = 0; panel < V / 64; panel++)
+            for (long r = 0; r < R; r += ROWS) {
+                const int some = (int)std::min<long>(ROWS, R - r);
+                panel_logits(r, some, panel, logits);
+                for (int i = 0; i < some; i++) take(mine[r + i], logits + i * 64, panel, softcap);
+            }
+#pragma omp critical
+        found.push_back(std::move(mine));
+    }
+    for (long r = 0; r < R; r++) {
+        Best best;
+        bool broken = false;
+        for (const auto& mine : found) {
+            broken |= mine[r].broken;
+            if (mine[r].highest > best.highest || (mine[r].highest == best.highest && mine[r].token < best.token))
+                best.highest = mine[r].highest, best.token = mine[r].token;
+        }
+        float total = 0.0f;
+        for (const auto& mine : found)
+            if (mine[r].total > 0) total += mine[r].total * std::exp(mine[r].highest - best.highest);
+        token[r] = best.token;
+        logprob[r] = broken ? NAN : -std::log(total);
+    }
+}
+
+template <int R>
+inline void panel_int8(const uint8_t* a, const float* a_scale, const int8_t* w, const float* w_scale, const int32_t* offset,
+                       int E, float* out) {
+    __m512i sums[R][TILES];
+    dot8_tile<R>(a, E, w, 16L * E, E / 4, sums);
+    UNROLL for (int r = 0; r < R; r++) {
+        const __m512 scale = _mm512_set1_ps(a_scale[r]);
+        UNROLL for (int c = 0; c < TILES; c++) {
+            const __m512i exact = _mm512_sub_epi32(sums[r][c], _mm512_loadu_si512(offset + 16 * c));
+            _mm512_store_ps(out + r * 64 + 16 * c, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale),
+                                                                _mm512_loadu_ps(w_scale + 16 * c)));
+        }
+    }
+}
 
 }  // namespace
 
@@ -76,69 +149,32 @@ void cm_pack_rows(const bf16* rows, bf16* packed, long V, int E) {
                 memcpy(packed + tile * 16 * E + p * 32 + c * 2, rows + (tile * 16 + c) * E + p * 2, 4);
 }
 
-// The highest logit's token and its log-probability for each of R rows [R, E]; softcap 0: none. V a multiple of 64.
-// A row with a logit that is no number gets the log-probability NaN. Of equal logits the first token wins.
+// Greedy decoding's choice over hidden [R, E] and the head's packed rows.
 void cm_greedy_head(const bf16* hidden, const bf16* packed, long R, long V, int E, float softcap, int64_t* token,
                     float* logprob) {
-    std::vector<std::vector<Best>> found;
-    int threads = 0;
-#pragma omp parallel
-    {
-        std::vector<Best> mine(R);
-        int number = 0;
-#pragma omp critical
-        {
-            number = threads++;
-            found.emplace_back();
-        }
-        alignas(64) float logits[ROWS * 64];
+    greedy(R, V, softcap, token, logprob, [=](long r, int some, long panel, float* out) {
         const uint32_t* a[ROWS];
-#pragma omp for schedule(dynamic, 16)
-        for (long panel = 0; panel < V / 64; panel++)
-            for (long r = 0; r < R; r += ROWS) {
-                const int some = (int)std::min<long>(ROWS, R - r);
-                for (int i = 0; i < some; i++) a[i] = (const uint32_t*)(hidden + (r + i) * E);
-                dot_rows<false>(some, a, packed + panel * 64 * E, 32, 16L * E, E / 2, logits, 64);
-                for (int i = 0; i < some; i++) {
-                    float* row = logits + i * 64;
-                    if (softcap > 0)
-                        for (int c = 0; c < 64; c++) row[c] = std::tanh(row[c] / softcap) * softcap;
-                    Best& best = mine[r + i];
-                    const __m512 x0 = _mm512_load_ps(row), x1 = _mm512_load_ps(row + 16);
-                    const __m512 x2 = _mm512_load_ps(row + 32), x3 = _mm512_load_ps(row + 48);
-                    const float top = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(x0, x1), _mm512_max_ps(x2, x3)));
-                    if (top > best.highest || (top == best.highest && panel * 64 < best.token)) {
-                        int c = 0;
-                        while (c < 63 && row[c] != top) c++;
-                        best.total *= best.highest == -INFINITY ? 0.0f : std::exp(best.highest - top);
-                        best.highest = top, best.token = panel * 64 + c;
-                    }
-                    const __m512 high = _mm512_set1_ps(best.highest);
-                    const __m512 e = _mm512_add_ps(
-                        _mm512_add_ps(exp16(_mm512_sub_ps(x0, high)), exp16(_mm512_sub_ps(x1, high))),
-                        _mm512_add_ps(exp16(_mm512_sub_ps(x2, high)), exp16(_mm512_sub_ps(x3, high))));
-                    const __m512 all = _mm512_add_ps(_mm512_add_ps(x0, x1), _mm512_add_ps(x2, x3));
-                    best.broken |= std::isnan(_mm512_reduce_add_ps(all)) || best.highest == INFINITY;
-                    best.total += _mm512_reduce_add_ps(e);
-                }
-            }
-#pragma omp critical
-        found[number] = std::move(mine);
-    }
-    for (long r = 0; r < R; r++) {
-        Best best;
-        bool broken = false;
-        for (int i = 0; i < threads; i++) {
-            const Best& other = found[i][r];
-            broken |= other.broken;
-            if (other.highest > best.highest || (other.highest == best.highest && other.token < best.token))
-                best.highest = other.highest, best.token = other.token;
+        for (int i = 0; i < some; i++) a[i] = (const uint32_t*)(hidden + (r + i) * E);
+        dot_rows<false>(some, a, packed + panel * 64 * E, 32, 16L * E, E / 2, out, 64);
+    });
+}
+
+// The same in 8 bits: quantised rows with their scales, and the head as cm_linear_int8 takes its weights.
+void cm_greedy_head_int8(const uint8_t* a, const float* a_scale, const int8_t* w, const float* w_scale,
+                         const int32_t* offset, long R, long V, int E, float softcap, int64_t* token, float* logprob) {
+    greedy(R, V, softcap, token, logprob, [=](long r, int some, long panel, float* out) {
+        const uint8_t* rows = a + r * E;
+        const int8_t* columns = w + panel * 64 * E;
+        const float *row_scale = a_scale + r, *scale = w_scale + panel * 64;
+        const int32_t* shift = offset + panel * 64;
+        switch (some) {
+            case 1: return panel_int8<1>(rows, row_scale, columns, scale, shift, E, out);
+            case 2: return panel_int8<2>(rows, row_scale, columns, scale, shift, E, out);
+            case 3: return panel_int8<3>(rows, row_scale, columns, scale, shift, E, out);
+            case 4: return panel_int8<4>(rows, row_scale, columns, scale, shift, E, out);
+            case 5: return panel_int8<5>(rows, row_scale, columns, scale, shift, E, out);
+            default: return panel_int8<6>(rows, row_scale, columns, scale, shift, E, out);
         }
-        float total = 0.0f;
-        for (int i = 0; i < threads; i++)
-            if (found[i][r].total > 0) total += found[i][r].total * std::exp(found[i][r].highest - best.highest);
-        token[r] = best.token;
-        logprob[r] = broken ? NAN : -std::log(total);
-    }
+    });
 }
 }

@@ -1,29 +1,12 @@
 // Linear layers in 8 bits: activations quantised per row as they come, weights per output channel once (VNNI).
 #include <algorithm>
 
-#include "common.h"
+#include "dot8.h"
 
 namespace {
 
-constexpr int ROWS = 6, TILES = 4, BLOCK_ROWS = 96;
+constexpr int BLOCK_ROWS = 96;
 enum Then { NOTHING = 0, GELU_TANH = 1, TIMES = 2 };
-
-// sums[r][0..63] over quads of a[r] (unsigned) times packed columns (signed).
-template <int R>
-inline void dot_tile(const uint8_t* a, long a_stride, const int8_t* w, long tile_stride, int quads, __m512i (*sums)[TILES]) {
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_setzero_si512();
-    for (int p = 0; p < quads; p++) {
-        __m512i col[TILES];
-        UNROLL for (int c = 0; c < TILES; c++) col[c] = _mm512_loadu_si512(w + p * 64 + c * tile_stride);
-        UNROLL for (int r = 0; r < R; r++) {
-            int32_t quad;
-            memcpy(&quad, a + r * a_stride + 4 * p, 4);
-            const __m512i row = _mm512_set1_epi32(quad);
-            UNROLL for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], row, col[c]);
-        }
-    }
-}
 
 // x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), which is the tanh approximation of GELU.
 inline __m512 gelu(__m512 x) {
@@ -49,7 +32,7 @@ struct Linear {
 template <int R>
 inline void tile(const Linear& l, long row, long column) {
     __m512i sums[R][TILES];
-    dot_tile<R>(l.a + row * l.K, l.K, l.w + column * l.K, 16L * l.K, l.K / 4, sums);
+    dot8_tile<R>(l.a + row * l.K, l.K, l.w + column * l.K, 16L * l.K, l.K / 4, sums);
     UNROLL for (int r = 0; r < R; r++) {
         const __m512 scale = _mm512_set1_ps(l.a_scale[row + r]);
         UNROLL for (int c = 0; c < TILES; c++) {

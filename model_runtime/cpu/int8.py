@@ -7,10 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..decoder import capped
 from ..layers import ACTIVATIONS
 from . import kernels
 
 _FUSED = "gelu_pytorch_tanh"
+# Rows that are float32 at the same time while they are quantised.
+_ROWS_AT_ONCE = 8192
 
 
 class Quantized(NamedTuple):
@@ -25,14 +28,20 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._size = weight.shape[0]
-        scales = weight.float().abs().amax(dim=1).clamp_min(1e-12) / 127
+        scales = torch.empty(self._size)
         whole = torch.zeros(-(-self._size // 64) * 64, weight.shape[1], dtype=torch.int8)
-        whole[: self._size] = (weight.float() / scales.unsqueeze(1)).round().to(torch.int8)
-        self._offset = whole.sum(dim=1, dtype=torch.int32) * 128
+        for first in range(0, self._size, _ROWS_AT_ONCE):
+            rows = slice(first, min(self._size, first + _ROWS_AT_ONCE))
+            exact = weight[rows].float()
+            scales[rows] = exact.abs().amax(dim=1).clamp_min(1e-12) / 127
+            whole[rows] = (exact / scales[rows].unsqueeze(1)).round().to(torch.int8)
         tiles = whole.view(-1, 16, weight.shape[1] // 4, 4)
-        self._weight = tiles.transpose(1, 2).contiguous()
-        self._scales = scales
-        self._bias = bias.float() if bias is not None else None
+        self.weight = kernels.Int8Weight(
+            tiles=tiles.transpose(1, 2).contiguous(),
+            scales=scales,
+            offset=whole.sum(dim=1, dtype=torch.int32) * 128,
+            bias=bias.float() if bias is not None else None,
+        )
 
     @classmethod
     def moved(cls, *linears: nn.Linear) -> Int8Linear:
@@ -56,5 +65,21 @@ class Int8Linear:
         return self._run(x, 2, other)
 
     def _run(self, x: Quantized, then: int, other: Tensor | None) -> Tensor:
-        weight = kernels.Int8Weight(self._weight, self._scales, self._offset, self._bias)
-        return kernels.linear_int8(x.values, x.scales, weight, self._size, then, other)
+        return kernels.linear_int8(x.values, x.scales, self.weight, self._size, then, other)
+
+
+class Int8Head:
+    """The LM head in 8 bits."""
+
+    def __init__(self, embedding_VE: Tensor, softcap: float | None) -> None:
+        self._linear = Int8Linear(embedding_VE, None)
+        self._softcap = softcap
+
+    def greedy(self, hidden_RE: Tensor) -> tuple[Tensor, Tensor]:
+        """See `T5Gemma2.greedy`."""
+        rows = self._linear.prepare(hidden_RE)
+        return kernels.greedy_head_int8(rows.values, rows.scales, self._linear.weight, self._softcap)
+
+    def logits(self, hidden_RE: Tensor) -> Tensor:
+        """See `T5Gemma2.logits`."""
+        return capped(self._linear(self._linear.prepare(hidden_RE)), self._softcap)

@@ -162,6 +162,17 @@ def greedy_head(hidden_RE: Tensor, packed_VE: Tensor, softcap: float | None) -> 
     return tokens, chances
 
 
+def greedy_head_int8(x_RE: Tensor, scales_R: Tensor, head: Int8Weight, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """`greedy_head` of quantised rows, over a head in 8 bits."""
+    rows, size = x_RE.shape
+    tokens, chances = torch.empty(rows, dtype=torch.int64), torch.empty(rows, dtype=torch.float32)
+    _lib().cm_greedy_head_int8(
+        _p(x_RE), _p(scales_R), _p(head.tiles), _p(head.scales), _p(head.offset), rows, len(head.scales), size,
+        softcap or 0.0, _p(tokens), _p(chances),
+    )  # fmt: skip
+    return tokens, chances
+
+
 def quantize(x_TE: Tensor) -> tuple[Tensor, Tensor]:
     """bfloat16 [T, n] → uint8 round(x / scale) + 128 and float32 scales [T], NaN for a row that holds no number."""
     rows, size = x_TE.shape
@@ -233,6 +244,7 @@ _SIGNATURES = {
     "cm_quantize": [_POINTER] * 3 + [_LONG, _INT],
     "cm_linear_int8": [_POINTER] * 8 + [_LONG, _LONG, _INT, _INT],
     "cm_pack_rows": [_POINTER] * 2 + [_LONG, _INT],
+    "cm_greedy_head_int8": [_POINTER] * 5 + [_LONG, _LONG, _INT, _FLOAT, _POINTER, _POINTER],
     "cm_greedy_head": [_POINTER] * 2 + [_LONG, _LONG, _INT, _FLOAT, _POINTER, _POINTER],
 }  # fmt: skip
 

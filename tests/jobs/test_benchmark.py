@@ -103,6 +103,23 @@ def test_the_other_figures(folder: Path) -> None:
     assert long["missing"] == {"vllm bfloat16": "vllm is not installed"}
 
 
+def test_quality_and_documents_in_flight(folder: Path) -> None:
+    peers = "native:float32,native:bfloat16,ctranslate2:int8"
+    words = ("--figures", "quality,flight", "--peers", peers, "--lengths", "24", "--tasks", "2")
+    made = subprocess.run(command(folder, *words), capture_output=True, text=True, timeout=300)
+    assert made.returncode == 0, made.stderr
+    quality, flight = figures(made.stdout)
+    exact, rounded = quality["values"]
+    assert (exact["peer"], rounded["peer"]) == ("native float32", "native bfloat16")
+    assert exact["median"] < 1e-4 < rounded["median"] < 0.1
+    assert exact["extra"]["other_token"] == 0
+    assert 0 <= exact["extra"]["divergence"] < rounded["extra"]["divergence"]
+    assert "gives no logits" in quality["missing"]["ctranslate2 int8"]
+    assert flight["work"] == {"documents": 8, "tokens": 24, "tasks": 2, "max_tokens": 3}
+    assert [value["peer"] for value in flight["values"]] == ["native float32", "native bfloat16", "ctranslate2 int8"]
+    assert flight["ceiling"]["kind"] == "MBU"
+
+
 def test_a_killed_peer_is_named_and_the_others_go_on(settings: Settings) -> None:
     other = PeerSpec(name="native", dtype="bfloat16")
     case = Case(name="killed", work={}, unit="times")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jobs.bench.crew import PeerLost
 from jobs.bench.floors import encoder_flops, layer_parameters, step_bytes
 from jobs.bench.inputs import Inputs
+from jobs.bench.quality import compare
 from jobs.bench.report import append_section, section
 from jobs.bench.types import Ceiling, Figure, Value, ratios
 from model_runtime.config import ModelConfig
@@ -47,6 +50,20 @@ def test_ratios_pair_the_samples_that_were_taken_together() -> None:
         "native int8 / transformers-plain bfloat16": 0.5,
     }
     assert ratios((ours, theirs), "lower") == {"native int8 / ctranslate2 int8": 0.5}
+
+
+def test_the_distance_of_logits() -> None:
+    expected = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+    shifted = compare(expected + 3, expected)
+    assert shifted.value < 1e-6 and shifted.seen["other_token"] == 0
+    noisy = expected.copy()
+    noisy[0, int(expected[0].argmin())] = 10
+    far = compare(noisy, expected)
+    probabilities, others = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (expected, noisy))
+    assert far.seen["other_token"] == 0.25
+    assert far.seen["divergence"] == pytest.approx((probabilities * np.log(probabilities / others)).sum() / 4, rel=1e-4)
+    with pytest.raises(PeerLost, match="not finite"):
+        compare(noisy * np.nan, expected)
 
 
 def test_a_figure_is_one_line_of_json() -> None:

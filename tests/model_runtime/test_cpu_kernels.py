@@ -169,6 +169,15 @@ def test_norms_round_where_the_reference_rounds(size):
     assert relative(k.rms_norm(x, post, 1e-6), norm(x, post).double()) < 1e-3
 
 
+@pytest.mark.skipif(
+    not build._machine_fits() or not build.shutil.which("g++") or build.SWITCH in os.environ,
+    reason="without the instructions, a compiler or the wish there are no kernels",
+)
+def test_the_kernels_compile_where_they_can():
+    """The tests above are left out where there are no kernels: that must not hide a mistake in their source."""
+    assert build.library() is not None
+
+
 @needs_kernels
 def test_the_library_is_compiled_once_into_a_folder_of_the_users_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

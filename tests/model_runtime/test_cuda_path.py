@@ -5,6 +5,8 @@ In float32 it must give what the plain modules give, token for token, as documen
 
 from __future__ import annotations
 
+import functools
+import math
 import random
 from collections.abc import Callable
 from functools import cache
@@ -15,10 +17,12 @@ import torch
 from torch import Tensor
 
 from model_runtime import EngineConfig, load_backend
+from model_runtime.config import ModelConfig, TextConfig
 from model_runtime.cuda import CudaPath, same_sizes
 from model_runtime.cuda.check import whole_path_differs
 from model_runtime.cuda.graphs import Capture, StepGraphs
 from model_runtime.cuda.pointwise import Pointwise
+from model_runtime.cuda.select import Differs, check_pointwise, checked_varlen
 from model_runtime.cuda.varlen import Varlen
 from model_runtime.engine import NativeBackend
 from model_runtime.model import T5Gemma2
@@ -64,6 +68,10 @@ def path_of(model: Any, graphs: StepGraphs | None = None, varlen_attn: Any = var
 def plain(shape: Shape, **settings: Any):
     folder = str(cached_checkpoint(shape))
     return load_backend(EngineConfig(model=folder, **({"device": "cpu", "dtype": "float32"} | settings)))
+
+
+def shape_config(name: str) -> TextConfig:
+    return ModelConfig.load(cached_checkpoint(shape_named(name))).decoder
 
 
 @cache
@@ -122,26 +130,56 @@ def test_a_capture_that_fails_ends_graphs_and_nothing_else(caplog: pytest.LogCap
     assert path.report()["graphs"] == "off"
 
 
-def wrong_window(*arguments: Any, window_size: tuple[int, int], **options: Any) -> Any:
+@functools.wraps(varlen.varlen_attn)
+def wrong_window(*arguments: Any, **options: Any) -> Any:
     """One key too few to the right."""
-    left, right = window_size
+    left, right = options.pop("window_size")
     return varlen.varlen_attn(*arguments, window_size=(left, right - (right > 0)), **options)
 
 
-def wrong_sums(
-    *arguments: Any, return_aux: Any = None, scale: float, window_size: Any, enable_gqa: bool = False
-) -> Any:
-    """Log-sum-exps off by one."""
-    options: dict[str, Any] = {"scale": scale, "window_size": window_size, "enable_gqa": enable_gqa}
-    made = varlen.varlen_attn(*arguments, return_aux=return_aux, **options)
-    return (made[0], made[1] + 1) if return_aux else made
+@functools.wraps(varlen.varlen_attn)
+def wrong_sums(*arguments: Any, **options: Any) -> Any:
+    """Log-sum-exps to base 2. (Off by a constant would change nothing: only differences count in a merge.)"""
+    made = varlen.varlen_attn(*arguments, **options)
+    return (made[0], made[1] * math.log2(math.e)) if options.get("return_aux") else made
 
 
-@pytest.mark.parametrize("kernel", [wrong_sums])
-def test_a_wrong_kernel_is_found_out_on_the_whole_model(kernel: Any) -> None:
+@functools.wraps(varlen.varlen_attn)
+def sums_of_tokens_first(*arguments: Any, **options: Any) -> Any:
+    """Log-sum-exps [tokens, heads], as some versions return them."""
+    made = varlen.varlen_attn(*arguments, **options)
+    return (made[0], made[1].T) if options.get("return_aux") else made
+
+
+def test_a_wrong_kernel_is_found_out_on_the_whole_model() -> None:
     model = plain(shape_named("heads-of-64")).model
-    assert "differ from the plain modules'" in (whole_path_differs(model, path_of(model, None, kernel)) or "")
+    assert "differ from the plain modules'" in (whole_path_differs(model, path_of(model, None, wrong_sums)) or "")
     assert model.kernels == {}
+
+
+def test_kernels_are_checked_one_by_one_before_they_are_used() -> None:
+    config = shape_config("heads-of-64")
+
+    def check(kernel: Any) -> Varlen:
+        return checked_varlen(
+            lambda layout: Varlen(kernel, varlen.AuxRequest, layout), config, torch.float32, torch.device("cpu")
+        )
+
+    assert check(varlen.varlen_attn).lse_layout == "heads first"
+    assert check(sums_of_tokens_first).lse_layout == "tokens first"
+    for wrong in (wrong_window, wrong_sums):
+        with pytest.raises(Differs):
+            check(wrong)
+
+
+def test_functions_between_the_products_are_checked_one_by_one() -> None:
+    config = shape_config("heads-of-64")
+    do = Pointwise(config, compiled=False)
+    check_pointwise(do, config, torch.float32, torch.device("cpu"))
+    merge = do.merge
+    do.merge = lambda own, own_lse, *rest: merge(own, own_lse * math.log2(math.e), *rest)
+    with pytest.raises(Differs, match="merge"):
+        check_pointwise(do, config, torch.float32, torch.device("cpu"))
 
 
 def test_finished_documents_pages_are_free_though_their_plan_is_remembered() -> None:
@@ -165,7 +203,7 @@ def test_a_long_document_is_cut_into_chunks() -> None:
         expected_rows = _forced(model, states)
         model.use_path(path_of(model))
         pool = model._fast.decoder.pool
-        held = [model.document_keys(torch.randn(n, shape.hidden)) for n in (500, 4000, 100, 900, 300, 8000)]
+        held = [model.document_keys(torch.randn(n, shape.hidden)) for n in (500, 4000, 100, 900, 300, 12000)]
         del held[1], held[2]
         made = _forced(model, states)
     torch.testing.assert_close(made, expected_rows, atol=1e-4, rtol=1e-4)

@@ -80,7 +80,8 @@ def test_end_of_sequence_ends_nothing(name: str, config: PeerConfig, reference: 
     document = json.loads((ending / "config.json").read_text())
     document["decoder"]["eos_token_id"] = document["encoder"]["text_config"]["eos_token_id"] = last
     (ending / "config.json").write_text(json.dumps(document))
-    (ending / "generation_config.json").write_text(json.dumps({"eos_token_id": last}))
+    generation = {"eos_token_id": last, "bos_token_id": 2, "decoder_start_token_id": 2, "pad_token_id": 0}
+    (ending / "generation_config.json").write_text(json.dumps(generation))
     peer = load(name, PeerConfig(model=ending, cache=tmp_path, dtype="float32", threads=1))
     assert peer.run([ask], MAX_TOKENS).tokens == reference.run([ask], MAX_TOKENS).tokens
 

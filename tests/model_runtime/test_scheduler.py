@@ -156,16 +156,6 @@ def test_decodes_that_are_put_back_start_first_and_in_order():
     assert keys(started(schedule)) == ["a-0", "a-1"]
 
 
-def test_dropping_a_document_frees_what_it_held():
-    schedule = scheduler(decodes=2)
-    schedule.add(request("a", 10, decodes=3))
-    schedule.add(request("b", 10))
-    assert pack(schedule) == ["a", "b"]
-    document = started(schedule)[0][0]
-    schedule.drop(document)
-    assert keys(started(schedule)) == ["b-0"]
-
-
 # --- shares of the encoder and the decoder -------------------------------------------------------------------------
 
 

@@ -70,6 +70,10 @@ class CTranslate2Peer:
         """A row for each document and task; the library sorts them and batches by tokens."""
         return self._translate(asks, max_tokens, {"max_batch_size": self._config.batch_tokens, "batch_type": "tokens"})
 
+    def first_logits(self, ask: Ask) -> np.ndarray:
+        """It gives scores of what it chose, and no more."""
+        raise PeerMissing("ctranslate2 gives no logits of a translation")
+
     def hold(self, ids: np.ndarray) -> None:
         """Remembered only."""
         self._held = ids

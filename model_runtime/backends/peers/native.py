@@ -96,6 +96,11 @@ class NativePeer:
             extra={"occupancy": advanced / steps if steps else 0.0, "steps": float(steps)},
         )
 
+    def first_logits(self, ask: Ask) -> np.ndarray:
+        """See `Peer`."""
+        [rows] = self._backend.model.first_logits([self._request(0, ask, 1)])
+        return np.stack([row.float().cpu().numpy() for row in rows])
+
     def hold(self, ids: np.ndarray) -> None:
         """Remembered only: the engine encodes it with its decodes."""
         self._held = ids

@@ -83,6 +83,16 @@ class _TransformersPeer:
         self._held = None
         self._held = self._encode(*self._pad([ids]))
 
+    @torch.inference_mode()
+    def first_logits(self, ask: Ask) -> np.ndarray:
+        """See `Peer`; prefixes of one call are equally long."""
+        states_RTE = self._encode(*self._pad([ask.ids])).expand(len(ask.prefixes), -1, -1)
+        prompt_RP = torch.tensor([[self._config.bos_id, *p] for p in ask.prefixes], device=self._model.device)
+        out = self._model(
+            encoder_outputs=_encoder_outputs(states_RTE), decoder_input_ids=prompt_RP, use_cache=False, logits_to_keep=1
+        )
+        return out.logits[:, -1].float().cpu().numpy()
+
     def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
         return length_sorted_batches(lengths, self._batch_tokens)
 

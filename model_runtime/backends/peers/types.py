@@ -81,6 +81,10 @@ class Peer(Protocol):
         """Encode every document and decode all its tasks, batched as this peer's user would."""
         ...
 
+    def first_logits(self, ask: Ask) -> np.ndarray:
+        """Logits after BOS and each prefix, float32 [prefixes, vocabulary]; PeerMissing when it does not tell them."""
+        ...
+
     def hold(self, ids: np.ndarray) -> None:
         """The document of the next `decode` calls; encoded here where the peer can keep an encoding."""
         ...
