@@ -7,7 +7,7 @@ import os
 from .errors import ModelError
 from .types import Backend, EngineConfig
 
-_SPINS = "2000"
+_SPINS = "1000"
 
 
 def load_backend(config: EngineConfig) -> Backend:

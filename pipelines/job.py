@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from workers.tasks import LimitsSpec, TaskSpec
 
@@ -63,10 +63,17 @@ class ModelSpec(BaseModel):
     path: str = Field(min_length=1)
     revision: str | None = None
     backend: Literal["native", "transformers"] = "native"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     max_batch_tokens: int = Field(default=8192, ge=256)
     max_decodes: int = Field(default=64, ge=1)
+
+    @field_validator("dtype")
+    @classmethod
+    def _backend_computes_in(cls, dtype: str, info: ValidationInfo) -> str:
+        if dtype == "int8" and info.data.get("backend") != "native":
+            raise ValueError("int8 is the native backend's; choose auto, float32 or bfloat16")
+        return dtype
 
 
 class SourceSpec(BaseModel):

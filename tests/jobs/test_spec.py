@@ -52,6 +52,13 @@ def test_an_unknown_key_names_line_path_and_the_likely_key(tmp_path: Path) -> No
     assert problems(tmp_path, text) == ["job.yaml:8: tasks[0].langauge: unknown key; did you mean language?"]
 
 
+def test_int8_is_the_native_backends(tmp_path: Path) -> None:
+    model = "model: {path: google/t5gemma-2-270m-270m"
+    assert load(tmp_path, GOOD.replace(model, f"{model}, dtype: int8")).job.model.dtype == "int8"
+    [line] = problems(tmp_path, GOOD.replace(model, f"{model}, backend: transformers, dtype: int8"))
+    assert line == "job.yaml:2: model.dtype: int8 is the native backend's; choose auto, float32 or bfloat16"
+
+
 def test_a_key_like_no_other_gets_the_list(tmp_path: Path) -> None:
     [line] = problems(tmp_path, GOOD + "zzz: 1\n")
     assert line.startswith("job.yaml:10: zzz: unknown key; known here: name, model, source, tasks")

@@ -7,9 +7,11 @@ from pathlib import Path
 import pyarrow.dataset as ds
 import pytest
 
+from model_runtime.cpu.build import library
 from pipelines.generate import run_job
 from pipelines.job import JobSpec
 from pipelines.plan import plan_job
+from tests.checkpoints import make_checkpoint, shape_named
 
 from .corpora import documents, write_shards
 
@@ -106,3 +108,17 @@ def test_a_filter_a_sample_and_a_single_column_of_ids(tmp_path, model):
     for row in rows:
         shard = ds.dataset(row["source_path"]).to_table().to_pylist()
         assert shard[row["source_row"]]["doc_id"] == row["document_id"], "the filter does not shift source_row"
+
+
+@pytest.mark.skipif(library() is None, reason="this machine cannot run the CPU kernels")
+@pytest.mark.usefixtures("local_ray")
+def test_a_job_in_int8_says_so_in_every_row(tmp_path):
+    model = make_checkpoint(tmp_path / "model", shape_named("heads-of-64"))
+    rows = documents(10)
+    write_shards(tmp_path / "corpus", rows, shards=1, group=5)
+    job = make_job(tmp_path, model, [SUMMARY])
+    job = job.model_copy(update={"model": job.model.model_copy(update={"dtype": "int8"})})
+    run_job(job, job_text="")
+    made_rows = table(tmp_path).values()
+    assert len(made_rows) == sum(row["body"] is not None for row in rows)
+    assert {row["dtype"] for row in made_rows} == {"int8"}
