@@ -17,8 +17,8 @@ from pathlib import Path
 _log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).parent
-_SOURCES = ("norms.cpp", "attention.cpp", "decode.cpp", "int8.cpp")
-_HEADERS = ("common.h", "dot.h", "dot8.h")
+_SOURCES = ("norms.cpp", "attention.cpp", "decode.cpp", "linear.cpp", "int8.cpp")
+_HEADERS = ("common.h", "dot.h", "dot8.h", "linear.h")
 _NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni"}
 _INSTRUCTIONS = tuple(f"-m{flag.replace('_', '')}" for flag in sorted(_NEEDED))
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma", "-w", *_INSTRUCTIONS)

@@ -22,6 +22,11 @@ static inline __m512 rounded(__m512 x) { return widen(narrow(x)); }
 static inline __m512bh as_bf16(__m512i x) { return (__m512bh)x; }
 static inline __m512bh two_bf16(uint32_t pair) { return (__m512bh)_mm512_set1_epi32((int)pair); }
 
+// sum += a . b, two products of bfloat16 a lane; and four of unsigned times signed bytes. As instructions and not as
+// intrinsics: of those GCC 12 makes copies of the sums, and of two dozen sums so many that they leave the registers.
+static inline void add_dot(__m512& sum, __m512bh a, __m512bh b) { asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+static inline void add_dot(__m512i& sum, __m512i a, __m512i b) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b)); }
+
 // e^x for x <= 0 to float32 accuracy: 2^n times a degree-6 polynomial in the remainder (Cephes' expf coefficients).
 static inline __m512 exp16(__m512 x) {
     const __m512 low = _mm512_set1_ps(-87.3f);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "dot8.h"
+#include "linear.h"
 
 namespace {
 
@@ -78,21 +79,6 @@ void greedy(long R, long V, float softcap, int64_t* token, float* logprob, const
     }
 }
 
-template <int R>
-inline void panel_int8(const uint8_t* a, const float* a_scale, const int8_t* w, const float* w_scale, const int32_t* offset,
-                       int E, float* out) {
-    __m512i sums[R][TILES];
-    dot8_tile<R>(a, E, w, 16L * E, E / 4, sums);
-    UNROLL for (int r = 0; r < R; r++) {
-        const __m512 scale = _mm512_set1_ps(a_scale[r]);
-        UNROLL for (int c = 0; c < TILES; c++) {
-            const __m512i exact = _mm512_sub_epi32(sums[r][c], _mm512_loadu_si512(offset + 16 * c));
-            _mm512_store_ps(out + r * 64 + 16 * c, _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale),
-                                                                _mm512_loadu_ps(w_scale + 16 * c)));
-        }
-    }
-}
-
 }  // namespace
 
 extern "C" {
@@ -163,18 +149,10 @@ void cm_greedy_head(const bf16* hidden, const bf16* packed, long R, long V, int 
 void cm_greedy_head_int8(const uint8_t* a, const float* a_scale, const int8_t* w, const float* w_scale,
                          const int32_t* offset, long R, long V, int E, float softcap, int64_t* token, float* logprob) {
     greedy(R, V, softcap, token, logprob, [=](long r, int some, long panel, float* out) {
-        const uint8_t* rows = a + r * E;
-        const int8_t* columns = w + panel * 64 * E;
-        const float *row_scale = a_scale + r, *scale = w_scale + panel * 64;
-        const int32_t* shift = offset + panel * 64;
-        switch (some) {
-            case 1: return panel_int8<1>(rows, row_scale, columns, scale, shift, E, out);
-            case 2: return panel_int8<2>(rows, row_scale, columns, scale, shift, E, out);
-            case 3: return panel_int8<3>(rows, row_scale, columns, scale, shift, E, out);
-            case 4: return panel_int8<4>(rows, row_scale, columns, scale, shift, E, out);
-            case 5: return panel_int8<5>(rows, row_scale, columns, scale, shift, E, out);
-            default: return panel_int8<6>(rows, row_scale, columns, scale, shift, E, out);
-        }
+        with_rows(some, [&](auto rows) {
+            dot8_tile<decltype(rows)::value>(a + r * E, a_scale + r, w + panel * 64 * E, w_scale + panel * 64,
+                                             offset + panel * 64, E, out);
+        });
     });
 }
 }

@@ -16,7 +16,8 @@ from ..decoder import Decoder, Step
 from ..layers import Block
 from . import kernels
 from .encoder import angles_of
-from .weights import PackedBlock, PackedLinear, joined, plus_one
+from .linear import PackedLinear, joined
+from .weights import PackedBlock, plus_one
 
 # Keys of one document that one core takes at a time.
 _KEYS_PER_JOB = 1024

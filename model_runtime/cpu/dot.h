@@ -18,7 +18,7 @@ inline void dot_tile(const uint32_t* const* a, const bf16* b, long pair_stride, 
         UNROLL for (int c = 0; c < TILES; c++) col[c] = as_bf16(_mm512_loadu_si512(b + p * pair_stride + c * tile_stride));
         UNROLL for (int r = 0; r < R; r++) {
             const __m512bh row = two_bf16(a[r][p]);
-            UNROLL for (int c = 0; c < TILES; c++) acc[r][c] = _mm512_dpbf16_ps(acc[r][c], row, col[c]);
+            UNROLL for (int c = 0; c < TILES; c++) add_dot(acc[r][c], row, col[c]);
         }
     }
     UNROLL for (int r = 0; r < R; r++)

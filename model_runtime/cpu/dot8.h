@@ -3,19 +3,29 @@
 #pragma once
 #include "dot.h"
 
-// sums[r][0..63] over quads of a[r] (unsigned) times packed columns (signed).
+// out[r][0..63] = a[r] (unsigned) . w (signed), less the columns' offsets, times both scales.
 template <int R>
-inline void dot8_tile(const uint8_t* a, long a_stride, const int8_t* w, long tile_stride, int quads, __m512i (*sums)[TILES]) {
+inline void dot8_tile(const uint8_t* a, const float* a_scale, const int8_t* w, const float* w_scale,
+                      const int32_t* offset, int K, float* out) {
+    __m512i acc[R][TILES];
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_setzero_si512();
-    for (int p = 0; p < quads; p++) {
+        UNROLL for (int c = 0; c < TILES; c++) acc[r][c] = _mm512_setzero_si512();
+    for (int p = 0; p < K / 4; p++) {
         __m512i col[TILES];
-        UNROLL for (int c = 0; c < TILES; c++) col[c] = _mm512_loadu_si512(w + p * 64 + c * tile_stride);
+        UNROLL for (int c = 0; c < TILES; c++) col[c] = _mm512_loadu_si512(w + p * 64 + c * 16L * K);
         UNROLL for (int r = 0; r < R; r++) {
             int32_t quad;
-            memcpy(&quad, a + r * a_stride + 4 * p, 4);
+            memcpy(&quad, a + r * (long)K + 4 * p, 4);
             const __m512i row = _mm512_set1_epi32(quad);
-            UNROLL for (int c = 0; c < TILES; c++) sums[r][c] = _mm512_dpbusd_epi32(sums[r][c], row, col[c]);
+            UNROLL for (int c = 0; c < TILES; c++) add_dot(acc[r][c], row, col[c]);
+        }
+    }
+    UNROLL for (int c = 0; c < TILES; c++) {
+        const __m512i shift = _mm512_loadu_si512(offset + 16 * c);
+        const __m512 scale = _mm512_loadu_ps(w_scale + 16 * c);
+        UNROLL for (int r = 0; r < R; r++) {
+            const __m512 exact = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc[r][c], shift));
+            _mm512_store_ps(out + r * 64 + 16 * c, _mm512_mul_ps(_mm512_mul_ps(exact, _mm512_set1_ps(a_scale[r])), scale));
         }
     }
 }

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..decoder import capped
-from ..layers import ACTIVATIONS
 from . import kernels
+from .linear import activated, take
 
-_FUSED = "gelu_pytorch_tanh"
 # Rows that are float32 at the same time while they are quantised.
 _ROWS_AT_ONCE = 8192
 
@@ -28,8 +27,9 @@ class Int8Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._size = weight.shape[0]
-        scales = torch.empty(self._size)
-        whole = torch.zeros(-(-self._size // 64) * 64, weight.shape[1], dtype=torch.int8)
+        padded = -(-self._size // kernels.PANEL) * kernels.PANEL
+        scales = torch.ones(padded)
+        whole = torch.zeros(padded, weight.shape[1], dtype=torch.int8)
         for first in range(0, self._size, _ROWS_AT_ONCE):
             rows = slice(first, min(self._size, first + _ROWS_AT_ONCE))
             exact = weight[rows].float()
@@ -46,8 +46,6 @@ class Int8Linear:
     @classmethod
     def moved(cls, *linears: nn.Linear) -> Int8Linear:
         """One product for several that read the same input, after which they hold no weights any more."""
-        from .weights import take
-
         return cls(*take(linears))
 
     def prepare(self, x: Tensor) -> Quantized:
@@ -56,13 +54,11 @@ class Int8Linear:
 
     def __call__(self, x: Quantized, activation: str | None = None) -> Tensor:
         """[T, in] → bfloat16 [T, out], through the activation of that config name if one is given."""
-        if activation is None or activation == _FUSED:
-            return self._run(x, 1 if activation else 0, None)
-        return ACTIVATIONS[activation](self._run(x, 0, None))
+        return activated(activation, lambda then: self._run(x, then, None))
 
     def times(self, x: Quantized, other: Tensor) -> Tensor:
         """(x Wᵀ + b) × other."""
-        return self._run(x, 2, other)
+        return self._run(x, kernels.TIMES, other)
 
     def _run(self, x: Quantized, then: int, other: Tensor | None) -> Tensor:
         return kernels.linear_int8(x.values, x.scales, self.weight, self._size, then, other)

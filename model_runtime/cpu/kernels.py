@@ -23,6 +23,10 @@ JOB = np.dtype(
 BLOCK_ROWS = 48
 # The attention kernel reads whole tiles: packed keys and values have this many zero tokens behind them.
 SPARE_TOKENS = 80
+# Output columns that the products make together: weights are padded to so many.
+PANEL = 64
+# What follows a product on its way out.
+NOTHING, GELU_TANH, TIMES = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +147,7 @@ def own_and_merge(
 
 
 def pack_rows(rows_VE: Tensor) -> Tensor:
-    """The head's weights as `greedy_head` reads them; V a multiple of 64, E of 32."""
+    """Weights [V, E] as `greedy_head` and `linear` read them; V a multiple of 64, E of 32."""
     packed = torch.empty_like(rows_VE)
     _lib().cm_pack_rows(_p(rows_VE), _p(packed), *rows_VE.shape)
     return packed
@@ -183,7 +187,10 @@ def quantize(x_TE: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
-    """int8 tiles [N / 16, K / 4, 16, 4], float32 scales [N], 128 × column sums [N], float32 bias [N] or None."""
+    """int8 tiles [N / 16, K / 4, 16, 4], float32 scales [N], 128 × column sums [N], float32 bias or None.
+
+    N is padded to whole panels.
+    """
 
     tiles: Tensor
     scales: Tensor
@@ -191,10 +198,20 @@ class Int8Weight:
     bias: Tensor | None
 
 
+def linear(
+    x_TK: Tensor, packed_NK: Tensor, bias_N: Tensor | None, size: int, then: int, other: Tensor | None
+) -> Tensor:
+    """bfloat16 [T, size] from weights of `pack_rows`; `then`: NOTHING, GELU_TANH, or TIMES `other`."""
+    rows, inner = x_TK.shape
+    out = torch.empty(rows, size, dtype=torch.bfloat16)
+    _lib().cm_linear(_p(x_TK), _p(packed_NK), _p(bias_N), _p(other), _p(out), rows, size, inner, then)
+    return out
+
+
 def linear_int8(
     x_TK: Tensor, scales_T: Tensor, weight: Int8Weight, size: int, then: int, other: Tensor | None
 ) -> Tensor:
-    """bfloat16 [T, size]; `then`: 0 nothing, 1 GELU (tanh), 2 × `other`."""
+    """bfloat16 [T, size]; `then` as in `linear`."""
     rows, inner = x_TK.shape
     out = torch.empty(rows, size, dtype=torch.bfloat16)
     _lib().cm_linear_int8(
@@ -242,6 +259,7 @@ _SIGNATURES = {
     "cm_own_and_merge": [_POINTER] * 3 + [_LONG] * 3 + [_POINTER] * 5 + [_LONG] + [_POINTER] * 4
     + [_LONG, _INT, _INT, _INT, _FLOAT],
     "cm_quantize": [_POINTER] * 3 + [_LONG, _INT],
+    "cm_linear": [_POINTER] * 5 + [_LONG, _LONG, _INT, _INT],
     "cm_linear_int8": [_POINTER] * 8 + [_LONG, _LONG, _INT, _INT],
     "cm_pack_rows": [_POINTER] * 2 + [_LONG, _INT],
     "cm_greedy_head_int8": [_POINTER] * 5 + [_LONG, _LONG, _INT, _FLOAT, _POINTER, _POINTER],

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import ModelConfig, TextConfig
-from ..layers import Block, RMSNorm
+from ..layers import ACTIVATIONS, Block, RMSNorm
 from . import kernels
 from .build import library
 from .int8 import Int8Linear
+from .linear import PackedLinear
 
-# The activations that a packed linear computes on its way out: oneDNN's name and variant.
-_ACTIVATIONS = {
-    "gelu_pytorch_tanh": ("gelu", "tanh"),
-    "gelu": ("gelu", "none"),
-    "silu": ("swish", ""),
-    "relu": ("relu", ""),
-}
 _LARGEST_HEAD = 512
 
 
 def usable(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this model runs on the kernels here: bfloat16 on a CPU that has them, and sizes that they know."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if device.type != "cpu" or dtype != torch.bfloat16:
         return False
     return _fits(config.encoder) and _fits(config.decoder) and library() is not None
 
@@ -36,9 +30,10 @@ def _fits(config: TextConfig) -> bool:
         config.head_dim % 32 == 0
         and config.head_dim <= _LARGEST_HEAD
         and config.hidden_size % 32 == 0
+        and config.intermediate_size % 32 == 0
         and config.group <= 16
         and config.vocab_size % 64 == 0
-        and config.activation in _ACTIVATIONS
+        and config.activation in ACTIVATIONS
     )
 
 
@@ -53,32 +48,6 @@ class Linear(Protocol):
 
     def times(self, x: Any, other: Tensor) -> Tensor:
         """(x Wᵀ + b) × other."""
-
-
-class PackedLinear:
-    """y = x Wᵀ + b with W in oneDNN's own layout, and what follows it fused in."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self._bias = bias
-
-    @classmethod
-    def moved(cls, *linears: nn.Linear) -> PackedLinear:
-        """One product for several that read the same input, after which they hold no weights any more."""
-        return cls(*take(linears))
-
-    def prepare(self, x: Tensor) -> Tensor:
-        """[T, in] as the products take it: as it is."""
-        return x
-
-    def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
-        """[T, in] → [T, out], through the activation of that config name if one is given."""
-        kind, variant = _ACTIVATIONS[activation] if activation else ("none", "")
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, kind, [], variant)
-
-    def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """(x Wᵀ + b) × other."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, other, self._weight, self._bias, "mul")
 
 
 class PackedBlock:
@@ -110,21 +79,6 @@ class PackedBlock:
         inner = self._up.times(shared, self._gate(shared, self._activation))
         branch = self._down(self._down.prepare(inner))
         return kernels.residual_norm(x_TE, branch, self._after_mlp, next_norm_E, self.eps)
-
-
-def joined(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """Weights and biases of several linears one below the other."""
-    weights: list[Tensor] = [linear.weight for linear in linears]
-    biases: list[Tensor] = [linear.bias for linear in linears if linear.bias is not None]
-    return torch.cat(weights).detach(), torch.cat(biases).detach() if biases else None
-
-
-def take(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    """`joined`, and the linears give their weights up: the packed copy is the only one read from now on."""
-    weight, bias = joined(linears)
-    for linear in linears:
-        linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
-    return weight, bias
 
 
 def plus_one(norm: RMSNorm) -> Tensor:
