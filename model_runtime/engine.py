@@ -14,7 +14,7 @@ from .encoder_pass import EncoderPass
 from .errors import ErrorCode, RequestError
 from .flights import Ending, Flight, Flights
 from .folder import resolve_checkpoint
-from .memory import cache_budget, give_back, is_out_of_memory
+from .memory import cache_budget, engine_error, give_back
 from .model import T5Gemma2
 from .sampling import Sampler, non_finite
 from .scheduler import Document, Scheduler
@@ -162,7 +162,7 @@ class NativeBackend:
             for document, states_NE in encoding.finite():
                 self._keys[document] = self.model.document_keys(states_NE)
         except Exception as error:
-            failure = _engine_error(error, "encoding")
+            failure = engine_error(error, "encoding")
         self._pass = None
         made = [document for document in encoding.documents if document in self._keys]
         rest = [document for document in encoding.documents if document not in self._keys]
@@ -195,7 +195,7 @@ class NativeBackend:
                 self._flights.launch([(flight, self._keys[flight.document]) for flight in entering])
             self._flights.read()
         except Exception as error:
-            failure = _engine_error(error, "decoding")
+            failure = engine_error(error, "decoding")
         if failure is None:
             if rows:
                 self._scheduler.stepped()
@@ -210,7 +210,7 @@ class NativeBackend:
     def _recover(self, failure: RequestError, entering: list[Flight], rows: int) -> list[Generation]:
         """After a failed pass no row can be trusted: all start again from their tokens, but for those to blame."""
         landed = self._flights.land()
-        landed += [flight for flight in entering if flight not in landed]
+        landed += [flight for flight in entering if flight.ending is None and flight not in landed]
         done = self._collect()
         give_back(self.model.device)
         if failure.code is ErrorCode.OUT_OF_MEMORY:
@@ -258,17 +258,16 @@ class NativeBackend:
         if error is None:
             return {}
         if len(flights) == 1:
-            found = _engine_error(error, "decoding")
+            found = engine_error(error, "decoding")
             return {} if found.code is ErrorCode.OUT_OF_MEMORY else {flights[0]: found}
         half = len(flights) // 2
         return self._culprits(flights[:half]) | self._culprits(flights[half:])
 
     def _collect(self) -> list[Generation]:
         """What ended; documents that are complete give back their keys and values."""
-        left, self._flights.left = self._flights.left, []
-        for flight in left:
-            self._gone(flight)
         ended, self._flights.ended = self._flights.ended, []
+        for flight in ended:
+            self._gone(flight)
         return [self._end(flight.decode, flight.ending, flight.logprob) for flight in ended if flight.ending]
 
     def _gone(self, flight: Flight) -> None:
@@ -302,12 +301,3 @@ class NativeBackend:
             logprob=logprob,
             output_tokens=ending.produced,
         )
-
-
-def _engine_error(error: Exception, doing: str) -> RequestError:
-    if isinstance(error, RequestError):
-        return error
-    if is_out_of_memory(error):
-        return RequestError(ErrorCode.OUT_OF_MEMORY, f"out of memory while {doing}")
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return RequestError(ErrorCode.ENGINE_CRASH, f"{type(error).__name__} while {doing}: {line}")

@@ -8,6 +8,7 @@ never waits for the host. A decode that ended in the meantime has then run one p
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from .cache import EncodedKeys
 from .errors import RequestError
+from .memory import engine_error, is_out_of_memory
 from .model import T5Gemma2
 from .rows import Rows
 from .sampling import Sampler, non_finite
@@ -87,7 +89,7 @@ class _Pass:
 
 
 class Flights:
-    """Flight i is in row i. For the caller to take out: `left`, which gave up their rows; `ended`, with an `ending`."""
+    """Flight i is in row i. For the caller to take out: `ended`, those with an `ending`."""
 
     def __init__(self, model: T5Gemma2, deferred: bool) -> None:
         self._model = model
@@ -95,9 +97,10 @@ class Flights:
         self._deferred = deferred
         self._flights: list[Flight] = []
         self._unread: deque[_Pass] = deque()
+        # Those of passes that could not be read.
+        self._stranded: list[Flight] = []
         # The next pass's input, one token per row, while passes are unread.
         self._ids_R: Tensor | None = None
-        self.left: list[Flight] = []
         self.ended: list[Flight] = []
 
     def __len__(self) -> int:
@@ -136,16 +139,18 @@ class Flights:
             flight.asked += 1
             # Its last token needs no further pass, whatever it is.
             if self._ids_R is not None and flight.asked == flight.decode.sampling.max_tokens:
-                self._leave(flight, wipe=True)
+                self._vacate(flight, wipe=True)
 
     def read(self) -> None:
         """Take the choices of every pass that need not wait."""
         ahead = 1 if self._ids_R is not None and self._flights else 0
         try:
             while len(self._unread) > ahead:
-                self._read(self._unread.popleft())
+                self._read(self._unread[0])
+                self._unread.popleft()
         except BaseException:
-            # Later passes went on from what has not been read.
+            # Later passes went on from what has not been read, and some decodes have left their rows already.
+            self._stranded += [flight for made in self._unread for flight in made.flights]
             self._unread.clear()
             raise
 
@@ -154,15 +159,18 @@ class Flights:
 
         What unread passes chose is kept as far as it can be read.
         """
-        landed, self._flights, self._ids_R = self._flights, [], None
+        unread = [flight for made in self._unread for flight in made.flights]
+        # Each once, in order.
+        landed = list(dict.fromkeys([*self._flights, *self._stranded, *unread]))
+        self._flights, self._ids_R = [], None
         for flight in landed:
             flight.row = _NOT_IN_A_ROW
         self._rows.clear()
         with contextlib.suppress(Exception):
             self.read()
+        self._stranded = []
         for flight in landed:
             flight.asked = len(flight.tokens)
-        self.left += [flight for flight in landed if flight.ending is not None]
         return [flight for flight in landed if flight.ending is None]
 
     @torch.inference_mode()
@@ -192,7 +200,8 @@ class Flights:
             # The copies land in pinned memory; the event tells when.
             tokens, logprobs = best_R.to("cpu", non_blocking=True), logprobs_R.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            # Of its own device, which need not be this thread's current one.
+            arrived.record(torch.cuda.current_stream(best_R.device))
         else:
             tokens, logprobs = best_R, logprobs_R
         self._unread.append(_Pass(flights, tokens, logprobs, None, arrived))
@@ -204,19 +213,21 @@ class Flights:
         for place, (flight, (token, logprob)) in enumerate(zip(made.flights, choices, strict=True)):
             if flight.ending is not None:
                 continue
-            if logprob != logprob or logprob == float("-inf"):
-                flight.ending = Ending(error=non_finite())
-            elif place in sampled:
-                try:
-                    flight.ending = flight.push(*flight.sampler.next(sampled[place]), eos_ids)
-                except RequestError as error:
-                    flight.ending = Ending(error=error)
-            else:
+            try:
+                if not math.isfinite(logprob):
+                    raise non_finite()
+                if place in sampled:
+                    token, logprob = flight.sampler.next(sampled[place])
                 flight.ending = flight.push(token, logprob, eos_ids)
+            except Exception as error:
+                # One decode's choice is nobody else's business.
+                if is_out_of_memory(error):
+                    raise
+                flight.ending = Ending(error=engine_error(error, "choosing a token"))
             if flight.ending is not None:
                 self.ended.append(flight)
                 if flight.row != _NOT_IN_A_ROW:
-                    self._leave(flight, wipe=flight.ending.error is not None)
+                    self._vacate(flight, wipe=flight.ending.error is not None)
 
     def _sampled_logits(self, made: _Pass) -> dict[int, Tensor]:
         """Float32 logits [vocabulary] of the places whose choice is not the argmax."""
@@ -229,7 +240,7 @@ class Flights:
             return {}
         return dict(zip(places, self._model.logits(made.hidden_RE[places]), strict=True))
 
-    def _leave(self, flight: Flight, wipe: bool) -> None:
+    def _vacate(self, flight: Flight, wipe: bool) -> None:
         row, last = flight.row, len(self._flights) - 1
         self._rows.leave(row, wipe)
         moved = self._flights.pop()
@@ -237,7 +248,6 @@ class Flights:
             self._flights[row] = moved
             moved.row = row
         flight.row = _NOT_IN_A_ROW
-        self.left.append(flight)
         if self._ids_R is not None:
             ids = self._ids_R
             self._ids_R = torch.cat((ids[:row], ids[last:], ids[row + 1 : last])) if row != last else ids[:last]

@@ -7,12 +7,12 @@ import os
 from .errors import ModelError
 from .types import Backend, EngineConfig
 
-_SPINS = "1000"
+_SPINS = "2000"
 
 
 def load_backend(config: EngineConfig) -> Backend:
     """Load `config.model` into the backend that `config.backend` names; ModelError when it cannot be used."""
-    _wait_briefly()
+    _choose_waiting(config.shares_cores)
     match config.backend:
         case "native":
             from .engine import NativeBackend
@@ -26,14 +26,14 @@ def load_backend(config: EngineConfig) -> Backend:
             raise ModelError(f"backend {other!r} is not known; choose native or transformers")
 
 
-def _wait_briefly() -> None:
-    """Let OpenMP's threads spin for microseconds while they wait for each other, and then sleep.
+def _choose_waiting(shares_cores: bool) -> None:
+    """Let OpenMP's threads sleep while they wait for each other, or spin for microseconds first.
 
     Read when torch's OpenMP is loaded. By default they spin for milliseconds: on a core that another process uses too,
     that made a tiny model 17 times slower. Not spinning at all costs a wake-up for each of a step's hundreds of small
-    products: a third of a step of one row. docs/benchmarks.md has the figures.
+    products, a third of a step of one row, where nobody else wants the cores. docs/benchmarks.md has the figures.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         # GNU's goes by this in place of the policy; others do not know it.
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+        os.environ.setdefault("GOMP_SPINCOUNT", "0" if shares_cores else _SPINS)

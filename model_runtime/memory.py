@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from .cache import rounded
+from .cuda.own import rounded_capacity
+from .errors import ErrorCode, RequestError
 from .scheduler import Budget
 from .types import Decode, EngineConfig, Request
 
@@ -36,12 +38,14 @@ def cache_budget(model: T5Gemma2, config: EngineConfig) -> Budget:
     position_bytes = 2 * decoder.num_kv_heads * decoder.head_dim * model.dtype.itemsize
     sliding = sum(decoder.sliding)
 
+    on_cuda = model.device.type == "cuda"
+
     def row_bytes(rows: int, positions: int) -> int:
-        rows, positions = rounded(rows, positions)
+        rows, room = rounded(rows, positions)
+        positions = rounded_capacity(positions) if on_cuda else room
         windowed = min(positions, decoder.window)
         return rows * position_bytes * (sliding * windowed + (decoder.num_layers - sliding) * positions)
 
-    on_cuda = model.device.type == "cuda"
     cache_bytes, pass_token_bytes = config.cache_bytes, 0
     if on_cuda:
         free, pass_token_bytes = _measure(model, config)
@@ -64,6 +68,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in _MARKS)
+
+
+def engine_error(error: Exception, doing: str) -> RequestError:
+    """What to tell of an exception that was raised while `doing` something."""
+    if isinstance(error, RequestError):
+        return error
+    if is_out_of_memory(error):
+        return RequestError(ErrorCode.OUT_OF_MEMORY, f"out of memory while {doing}")
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return RequestError(ErrorCode.ENGINE_CRASH, f"{type(error).__name__} while {doing}: {line}")
 
 
 def give_back(device: torch.device) -> None:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .model import T5Gemma2
 
 
+class Groups(list[tuple[EncodedKeys, Tensor]]):
+    """Each document with the rows that read it; a list that a plan made for it can refer to without keeping it."""
+
+
 class Rows:
     """Row r reads `documents[r]` and has used `lengths[r]` positions of its own keys.
 
@@ -26,7 +30,7 @@ class Rows:
         self._own = model.own_keys()
         self._documents: list[EncodedKeys] = []
         self._lengths: list[int] = []
-        self._groups: list[tuple[EncodedKeys, Tensor]] | None = None
+        self._groups: Groups | None = None
         # `_lengths` on the device, as long as no row enters or leaves: a step then waits for no copy.
         self._positions_R: Tensor | None = None
 
@@ -104,8 +108,8 @@ class Rows:
         self._own.release()
 
 
-def _group(documents: Sequence[EncodedKeys]) -> list[tuple[EncodedKeys, Tensor]]:
+def _group(documents: Sequence[EncodedKeys]) -> Groups:
     members: dict[int, tuple[EncodedKeys, list[int]]] = {}
     for row, document in enumerate(documents):
         members.setdefault(id(document), (document, []))[1].append(row)
-    return [(document, torch.tensor(rows)) for document, rows in members.values()]
+    return Groups((document, torch.tensor(rows)) for document, rows in members.values())

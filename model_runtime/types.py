@@ -92,7 +92,8 @@ class EngineConfig:
     `model` is a local folder or a hub id. `device` and `dtype` "auto" take CUDA and the weights' own dtype
     where there is one (float32 on a CPU without bfloat16 arithmetic). `max_batch_tokens`: encoder tokens packed
     into one call. `max_decodes`: decodes advanced together. `cache_bytes`: budget for keys and values; None
-    takes a share of the memory that is free after loading.
+    takes a share of the memory that is free after loading. `shares_cores`: others work on this CPU meanwhile, so that
+    threads which wait for each other had better sleep.
     """
 
     model: str
@@ -104,6 +105,7 @@ class EngineConfig:
     max_batch_tokens: int = 8192
     max_decodes: int = 64
     cache_bytes: int | None = None
+    shares_cores: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

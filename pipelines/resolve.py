@@ -51,6 +51,7 @@ class Resolved:
                 dtype=job.model.dtype,
                 max_batch_tokens=job.model.max_batch_tokens,
                 max_decodes=job.model.max_decodes,
+                shares_cores=True,  # with Ray's processes and the other stages
             ),
             limits=job.limits,
             context=RunContext(

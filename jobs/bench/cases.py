@@ -21,7 +21,7 @@ _WARM_UP_TO = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One peer's one result in the figure's unit; `seen` is kept by its largest number."""
+    """One peer's one result in the figure's unit; of `seen` the middle is kept, of peaks the highest."""
 
     value: float
     seen: Mapping[str, float | None] = field(default_factory=dict)
@@ -151,7 +151,7 @@ def check_produced(produced: Produced, tasks: Sequence[int], max_tokens: int) ->
 def _seen(samples: Sequence[Sample]) -> dict[str, float]:
     names = dict.fromkeys(name for sample in samples for name in sample.seen)
     found = {name: [v for s in samples if (v := s.seen.get(name)) is not None] for name in names}
-    return {name: max(values) for name, values in found.items() if values}
+    return {n: max(v) if n.startswith("peak") else statistics.median(v) for n, v in found.items() if v}
 
 
 def _slower_peer(values: Sequence[Value], unit: str, better: Better) -> Ceiling | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def write_checkpoint(folder: Path, size: str, say: Callable[[str], None] = lambd
 
 
 def _write(folder: Path, size: str) -> None:
+    # Ctrl-C is for the parent, which ends its children.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     from model_runtime.synthetic import make_random_checkpoint

@@ -136,15 +136,16 @@ class _Served:
             return Timed(seconds=seconds, peak_bytes=max(0, memory.peak() - self._rest), result=result)
         import torch
 
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        device = torch.device(self._config.device)
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         started = time.perf_counter()
         result = work()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
         # A peer with an allocator of its own leaves nothing here.
-        peak = torch.cuda.max_memory_allocated() - before if before else None
+        peak = torch.cuda.max_memory_allocated(device) - before if before else None
         return Timed(seconds=seconds, peak_bytes=peak, result=result)
 
 

@@ -28,7 +28,7 @@ def measure_encode(settings: Settings) -> Iterator[Figure]:
         for tokens in sorted(settings.lengths or LENGTHS):
             case = encode_case(crew, settings, config, tokens, lost)
             case.checks |= agreement
-            lost |= {peer: f"not tried after {tokens:,} tokens: {why}" for peer, why in case.missing.items()}
+            lost = {peer: f"not tried after {tokens:,} tokens: {why}" for peer, why in case.missing.items()} | lost
             yield case.figure(settings, mfu(case, config, tokens))
 
 

@@ -87,7 +87,7 @@ def _encode(settings: Settings, size: str, clock: _Clock) -> Iterator[Figure]:
                 continue
             case = encode_case(crew, settings, config, tokens, lost, name="gpu-encode")
             case.work = {"size": size, **case.work}
-            lost |= {peer: f"not tried after {tokens:,} tokens: {why}" for peer, why in case.missing.items()}
+            lost = {peer: f"not tried after {tokens:,} tokens: {why}" for peer, why in case.missing.items()} | lost
             yield case.figure(settings, mfu(case, config, tokens))
 
 
@@ -104,7 +104,7 @@ def _decode(settings: Settings, size: str, clock: _Clock) -> Iterator[Figure]:
                 yield _left_out("gpu-decode", {"size": size, "batch": rows}, settings)
                 continue
             case = _batch_case(crew, settings, config, size, tokens, rows, lost)
-            lost |= {peer: f"not tried after batch {rows}: {why}" for peer, why in case.missing.items()}
+            lost = {peer: f"not tried after batch {rows}: {why}" for peer, why in case.missing.items()} | lost
             yield case.figure(settings, mbu(case, config, settings, tokens, -(-rows // TASKS_EACH), rows))
 
 

@@ -185,6 +185,7 @@ def _engine_alone(job: JobSpec, source: Path) -> Side:
             threads=usable_cores() if job.model.device == "cpu" else None,
             max_batch_tokens=job.model.max_batch_tokens,
             max_decodes=job.model.max_decodes,
+            shares_cores=True,
         )
     )
     stream = _endless(texts, tasks, processor, job)

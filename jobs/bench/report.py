@@ -32,6 +32,7 @@ def section(figures: Sequence[Figure], *, model: str, command: str, picture: str
         f"## {first.date}: benchmark, {_SIZES.get(model, model)}, {first.device}",
         "",
         f"`{command}`; {named}. Medians of samples taken in turn (A B A B …). A ratio below 1 is a loss of native's.",
+        "MiB: memory that the work took above what the loaded peer held.",
         "",
         f"![{first.date}, {_SIZES.get(model, model)}]({picture})",
         "",
@@ -47,7 +48,7 @@ def cell(figure: Figure, value: Value) -> str:
     if figure.ceiling and figure.ceiling.kind in ("MFU", "MBU") and value.peer in figure.ceiling.reached:
         notes.append(f"{figure.ceiling.kind} {figure.ceiling.reached[value.peer]:.0%}")
     if (peak := value.extra.get("peak_mib")) is not None:
-        notes.append(f"{peak:,.0f} MiB")
+        notes.append(f"+{peak:,.0f} MiB")
     if (occupancy := value.extra.get("occupancy")) is not None:
         notes.append(f"occupancy {occupancy:.0%}")
     if (divergence := value.extra.get("divergence")) is not None:

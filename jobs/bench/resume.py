@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,11 @@ from pipelines.job import JobSpec
 from workers.tasks import Task, row_key
 
 from .machine import describe, today, versions
+from .memory import peak
 from .types import Figure, Settings, Value
 
-KEYS = (1_000_000,)
+KEYS = (1_000_000, 10_000_000)
+DEMO_KEYS = (20_000,)
 _FILE_ROWS = 1_000_000
 _GROUP_ROWS = 131_072
 
@@ -39,14 +40,14 @@ class Planned:
 
 
 def measure_resume(settings: Settings) -> Iterator[Figure]:
-    """For each number of keys (`settings.lengths`, else one million): the index of what is done read back by itself,
-    and a whole plan of the job, which reads the source and looks up every pair.
+    """For each number of keys: the index of what is done read back by itself, and a whole plan of the job, which reads
+    the source and looks up every pair.
 
     Each runs in a new process whose peak of memory counts, the interpreter's and its libraries' own included.
     ValueError when not every key is found.
     """
     tasks = settings.tasks[0] if settings.tasks else 4
-    for keys in settings.lengths or KEYS:
+    for keys in KEYS if settings.size != "demo" else DEMO_KEYS:
         with tempfile.TemporaryDirectory(dir=settings.folder) as scratch:
             documents = -(-keys // tasks)
             job = make_table(settings.model, Path(scratch), documents, tasks)
@@ -175,7 +176,7 @@ def _read_index(job: JobSpec) -> Planned:
 
     started = time.perf_counter()
     done = read_done(Location(job.output.path))
-    return Planned(seconds=time.perf_counter() - started, peak_bytes=_peak(), done=len(done), todo=0)
+    return Planned(seconds=time.perf_counter() - started, peak_bytes=peak(), done=len(done), todo=0)
 
 
 def _plan(job: JobSpec) -> Planned:
@@ -185,11 +186,7 @@ def _plan(job: JobSpec) -> Planned:
     report = plan_job(job)
     seconds = time.perf_counter() - started
     done = sum(counts.already_ok for counts in report.tasks.values())
-    return Planned(seconds=seconds, peak_bytes=_peak(), done=done, todo=sum(report.todo.values()))
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Planned(seconds=seconds, peak_bytes=peak(), done=done, todo=sum(report.todo.values()))
 
 
 _WAYS = {"index": _read_index, "plan": _plan}

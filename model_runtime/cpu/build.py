@@ -75,8 +75,9 @@ def _built(compiler: str) -> Path:
 
 def _cache() -> Path:
     """A folder that only this user can write to: what lies there is loaded into the process."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corpusmill"
     try:
+        # Its own: the folder above may have been made for others to write to.
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "corpusmill" / "kernels"
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = base.stat()
         if (
@@ -85,6 +86,6 @@ def _cache() -> Path:
             and os.access(base, os.W_OK)
         ):
             return base
-    except OSError:
-        pass
+    except (OSError, RuntimeError):
+        pass  # no home, or none that can be written to
     return Path(tempfile.mkdtemp(prefix="corpusmill-"))

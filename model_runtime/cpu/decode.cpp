@@ -34,12 +34,13 @@ inline void take(Best& best, float* row, long panel, float softcap) {
         best.total *= best.highest == -INFINITY ? 0.0f : std::exp(best.highest - top);
         best.highest = top, best.token = panel * 64 + c;
     }
+    const __m512 all = _mm512_add_ps(_mm512_add_ps(x0, x1), _mm512_add_ps(x2, x3));
+    best.broken |= std::isnan(_mm512_reduce_add_ps(all)) || best.highest == INFINITY;
+    if (best.highest == -INFINITY) return;
     const __m512 high = _mm512_set1_ps(best.highest);
     const __m512 e = _mm512_add_ps(
         _mm512_add_ps(exp16(_mm512_sub_ps(x0, high)), exp16(_mm512_sub_ps(x1, high))),
         _mm512_add_ps(exp16(_mm512_sub_ps(x2, high)), exp16(_mm512_sub_ps(x3, high))));
-    const __m512 all = _mm512_add_ps(_mm512_add_ps(x0, x1), _mm512_add_ps(x2, x3));
-    best.broken |= std::isnan(_mm512_reduce_add_ps(all)) || best.highest == INFINITY;
     best.total += _mm512_reduce_add_ps(e);
 }
 
@@ -75,7 +76,7 @@ void greedy(long R, long V, float softcap, int64_t* token, float* logprob, const
         for (const auto& mine : found)
             if (mine[r].total > 0) total += mine[r].total * std::exp(mine[r].highest - best.highest);
         token[r] = best.token;
-        logprob[r] = broken ? NAN : -std::log(total);
+        logprob[r] = broken || best.highest == -INFINITY ? NAN : -std::log(total);
     }
 }
 

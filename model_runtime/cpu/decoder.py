@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -14,22 +15,27 @@ from ..cache import PackedKeys
 from ..config import TextConfig
 from ..decoder import Decoder, Step
 from ..layers import Block
+from ..rows import Groups
 from . import kernels
 from .encoder import angles_of
 from .linear import PackedLinear, joined
 from .weights import PackedBlock, plus_one
 
-# Keys of one document that one core takes at a time.
-_KEYS_PER_JOB = 1024
+# Keys of one document that one core takes at a time, or more when there are jobs enough; tokens that read them.
+_KEYS_PER_JOB, _JOBS_WANTED = 1024, 128
+_TOKENS_PER_JOB = 64
 # Encoder tokens whose keys of all layers are projected together: bounds what stands beside the packed ones.
 _TOKENS_PER_CALL = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class _CrossPlan:
-    """Attention jobs over the documents' keys: pointers for layer 0, and by how much they move from layer to layer."""
+    """Attention jobs over the documents' keys: pointers for layer 0, and by how much they move from layer to layer.
 
-    groups: Sequence[tuple[PackedKeys, Tensor]]
+    `groups`: whom it is made for. It holds no document's keys alive: whoever has the groups does.
+    """
+
+    groups: weakref.ref[Groups]
     places: int
     jobs: np.ndarray
     layer_bytes: np.ndarray
@@ -98,7 +104,7 @@ class CpuDecoder:
     def _cross_plan(self, step: Step, places: int) -> _CrossPlan:
         # Rows keep one list of groups until a row enters or leaves: most steps find their plan here.
         plan = self._plan
-        if plan is None or plan.groups is not step.groups or plan.places != places:
+        if plan is None or plan.groups() is not step.groups or plan.places != places:
             plan = self._plan = _plan_cross(self._config, step, places)
         return plan
 
@@ -109,16 +115,15 @@ def _plan_cross(config: TextConfig, step: Step, places: int) -> _CrossPlan:
     total = sum(len(rows) for _, rows in step.groups) * places
     spread = np.zeros((3, total), dtype=np.int32)
     slots = first = longest = 0
-    for document, rows in cast(Sequence[tuple[PackedKeys, Tensor]], step.groups):
-        members = (rows.numpy()[:, None] * places + np.arange(places)).reshape(-1)
-        splits = -(-document.tokens // _KEYS_PER_JOB)
+    for document, members in _readers(step, places):
+        keys_each, splits = _split(document.tokens, heads * -(-total // _TOKENS_PER_JOB))
         head, split = np.divmod(np.arange(heads * splits), splits)
         fresh = np.zeros(heads * splits, dtype=kernels.JOB)
         moved = head.astype(np.uint64) * np.uint64(document.keys.stride(1) * document.keys.itemsize)
         fresh["k"], fresh["v"] = (moved + np.uint64(t.data_ptr()) for t in (document.keys, document.values))
         fresh["first"], fresh["count"], fresh["head"] = first, len(members), head
-        fresh["low"] = split * _KEYS_PER_JOB
-        fresh["high"] = np.minimum(document.tokens, (split + 1) * _KEYS_PER_JOB)
+        fresh["low"] = split * keys_each
+        fresh["high"] = np.minimum(document.tokens, (split + 1) * keys_each)
         fresh["slot"] = slots + np.arange(len(fresh))
         spread[:, members] = np.stack(
             [np.full(len(members), slots), np.full(len(members), splits), np.arange(len(members))]
@@ -129,7 +134,7 @@ def _plan_cross(config: TextConfig, step: Step, places: int) -> _CrossPlan:
         slots, first, longest = slots + len(fresh), first + len(members), max(longest, len(members))
     width = longest * config.group
     return _CrossPlan(
-        groups=cast(Sequence[tuple[PackedKeys, Tensor]], step.groups),
+        groups=weakref.ref(cast(Groups, step.groups)),
         places=places,
         jobs=np.concatenate(jobs),
         layer_bytes=np.concatenate(layer_bytes),
@@ -137,6 +142,21 @@ def _plan_cross(config: TextConfig, step: Step, places: int) -> _CrossPlan:
         spread=torch.from_numpy(spread),
         partial=kernels.Partial(torch.empty(slots, width, size), torch.empty(slots, width, 2)),
     )
+
+
+def _readers(step: Step, places: int) -> Iterator[tuple[PackedKeys, np.ndarray]]:
+    """Each document with tokens that read it, so many at a time that their partial results stay small."""
+    for document, rows in cast(Sequence[tuple[PackedKeys, Tensor]], step.groups):
+        members = (rows.numpy()[:, None] * places + np.arange(places)).reshape(-1)
+        for first in range(0, len(members), _TOKENS_PER_JOB):
+            yield document, members[first : first + _TOKENS_PER_JOB]
+
+
+def _split(tokens: int, others: int) -> tuple[int, int]:
+    """(keys of a job, jobs for all keys of a document); `others`: jobs that there are anyway, for cores to take."""
+    splits = min(-(-tokens // _KEYS_PER_JOB), max(1, _JOBS_WANTED // others))
+    keys = -(-tokens // splits // 16) * 16
+    return keys, -(-tokens // keys)
 
 
 def _own_range(config: TextConfig, sliding: bool, step: Step, places: int) -> Tensor:

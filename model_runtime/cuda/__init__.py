@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from ..errors import ModelError
 from ..layers import Block
+from .check import whole_path_differs
 from .decoder import CudaDecoder
 from .encoder import CudaEncoder
 from .graphs import StepGraphs, cuda_capture
@@ -106,16 +108,19 @@ def checked_path(model: T5Gemma2) -> CudaPath | None:
             return None
         do = _pointwise(model)
         blocks = 2 * torch.cuda.get_device_properties(device).multi_processor_count
-        graphs = None if _off(GRAPHS) else StepGraphs(cuda_capture)
-        path = CudaPath(model, varlen[1], do, graphs, blocks)
-    from .check import whole_path_differs
-
-    reason = whole_path_differs(model, path)
-    if reason is not None:
-        _log.warning("CUDA kernels are left out: %s", reason)
-        return None
-    _log.info("CUDA kernels: %s", path.report())
-    return path
+    # With all there is, then with less: one part that is wrong must not cost the others.
+    plain = Pointwise(config.decoder, compiled=False)
+    choices = [(not _off(GRAPHS), do), (False, do), (False, plain)]
+    for with_graphs, functions in dict.fromkeys(choices):
+        graphs = StepGraphs(partial(cuda_capture, device)) if with_graphs else None
+        with torch.inference_mode():
+            path = CudaPath(model, varlen[1], functions, graphs, blocks)
+        reason = whole_path_differs(model, path)
+        if reason is None:
+            _log.info("CUDA kernels: %s", path.report())
+            return path
+        _log.warning("CUDA kernels (%s) are left out: %s", path.report(), reason)
+    return None
 
 
 def same_sizes(model: T5Gemma2) -> bool:

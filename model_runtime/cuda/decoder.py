@@ -193,7 +193,7 @@ class CudaDecoder:
     def _plan_for(self, step: Step, places: int) -> _Plan:
         """The pass's plan: the last one while no row enters or leaves. It holds no document's keys alive."""
         groups = [(cast(PooledKeys, keys), rows.tolist()) for keys, rows in step.groups]
-        key = (places, *((keys.serial, tuple(rows)) for keys, rows in groups))
+        key = (step.prefill, places, *((keys.serial, tuple(rows)) for keys, rows in groups))
         if self._plan is None or self._plan.key != key:
             cross = self._cross_plan(groups, len(step.lengths), places, step.prefill)
             numbers = torch.from_numpy(cross.flat())

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 # A capture runs the step once more and costs some tens of milliseconds: only for sizes that have come back.
 _SIGHTINGS = 2
+# Steps after which a capture that ran out of memory is tried again.
+_RETRY_AFTER = 1000
 _GRAPHS = 32
 _REMEMBERED = 1024
 
@@ -114,6 +116,10 @@ class StepGraphs:
         result = again()[:count].clone()
         try:
             replay, out_TE = self._capture(again)
+        except torch.OutOfMemoryError:
+            # There may be room another time; not at every step again.
+            self._seen[sizes] = -_RETRY_AFTER
+            return result
         except Exception as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             _log.warning("decoder steps run without CUDA graphs: %s", reason)
@@ -135,15 +141,22 @@ class StepGraphs:
             self._seen.clear()
 
 
-def cuda_capture() -> Capture:
-    """Captures on the current device; all graphs of one of these share their working memory."""
+def cuda_capture(device: torch.device) -> Capture:
+    """Captures on `device`; all graphs of one of these share their working memory."""
     pool: Any = torch.cuda.graph_pool_handle()
 
     def capture(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile (they pin memory, say): that is no error of this one.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            out = work()
+        # The thread that steps need not be the one that loaded, and its current device may be another.
+        with torch.cuda.device(device):
+            before = torch.cuda.current_stream(device)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                # Other threads may use the device meanwhile (they pin memory, say): that is no error of this one.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    out = work()
+            finally:
+                # A capture that breaks off leaves its own stream the current one.
+                torch.cuda.set_stream(before)
         return graph.replay, out
 
     return capture

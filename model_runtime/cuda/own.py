@@ -34,6 +34,16 @@ class CudaOwnKeys(OwnKeys):
             return
         rows, _ = rounded(rows, 1)
         rows, capacity = max(self.rows, rows), max(self.capacity, rounded_capacity(capacity))
+        try:
+            self._grow(rows, capacity)
+        except BaseException:
+            # Out of memory, in between: what stands there cannot be used any more.
+            self._drop()
+            raise
+        self.rows, self.capacity = rows, capacity
+        self.generation = next(_generations)
+
+    def _grow(self, rows: int, capacity: int) -> None:
         config = self._config
         self.keys, self.values = [], []
         for kind in set(config.sliding):
@@ -50,8 +60,6 @@ class CudaOwnKeys(OwnKeys):
             place = next(places[kind])
             self.keys.append(self._stacks[kind][0, place])
             self.values.append(self._stacks[kind][1, place])
-        self.rows, self.capacity = rows, capacity
-        self.generation = next(_generations)
 
     def move(self, source: int, target: int) -> None:
         """Copy row `source` over row `target`, to keep the rows in use side by side."""
@@ -66,9 +74,12 @@ class CudaOwnKeys(OwnKeys):
     def release(self) -> None:
         """Give the memory back where it is much; only when no row is in use."""
         if sum(stack.nbytes for stack in self._stacks.values()) > _KEPT_BYTES:
-            super().release()
-            self._stacks = {}
-            self.generation = next(_generations)
+            self._drop()
+
+    def _drop(self) -> None:
+        super().release()
+        self._stacks = {}
+        self.generation = next(_generations)
 
     def write_prefix(self, layer: int, rows: slice, lengths: Sequence[int], k_RPKD: Tensor, v_RPKD: Tensor) -> None:
         """Store the first positions of new rows; row i has `lengths[i]` of them, the rest is padding."""

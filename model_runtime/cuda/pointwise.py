@@ -128,9 +128,9 @@ def merge_partials(
 
 def best_tokens(logits_RV: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
     """Each row's most likely token, int64 [R], and its log-probability, float32 [R]."""
+    logits_RV = logits_RV.float()
     if softcap is not None:
         logits_RV = torch.tanh(logits_RV / softcap) * softcap
-    logits_RV = logits_RV.float()
     most, best = logits_RV.max(dim=-1)
     return best, most - torch.logsumexp(logits_RV, dim=-1)
 

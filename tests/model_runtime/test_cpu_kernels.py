@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import os
 import random
 import stat
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from model_runtime import EngineConfig, load_backend
 from model_runtime.cpu import build
 from model_runtime.cpu import kernels as k
+from model_runtime.cpu.decoder import _split
 from model_runtime.cpu.encoder import _bounds, _calls, _jobs
+from tests.checkpoints import cached_checkpoint, shape_named
+from tests.model_runtime.oracle import corpus
 
 needs_kernels = pytest.mark.skipif(build.library() is None, reason="this machine cannot run the CPU kernels")
 # bfloat16 keeps 8 bits; results are means over keys, rounded once at the end and once as shares.
@@ -148,6 +155,45 @@ def test_a_row_of_the_head_that_is_no_number_is_told_and_spares_the_others():
     weight = torch.randn(128, 64).bfloat16()
     _, chances = k.greedy_head(hidden, k.pack_rows(weight), None)
     assert chances.isnan().tolist() == [False, True, False]
+
+
+@needs_kernels
+def test_tokens_that_are_out_of_the_question_take_no_share():
+    hidden = torch.full((2, 64), 1e30).bfloat16()
+    hidden[1] = -hidden[1]
+    weight = torch.zeros(128, 64).bfloat16()
+    weight[:64] = -1e30
+    tokens, chances = k.greedy_head(hidden[:1], k.pack_rows(weight), None)
+    assert tokens.tolist() == [64] and chances.tolist() == pytest.approx([-math.log(64)])
+    weight[64:] = -1e30
+    assert k.greedy_head(hidden, k.pack_rows(weight), None)[1].isnan().all(), "no best token, or several without end"
+
+
+@needs_kernels
+def test_a_finished_documents_keys_are_not_kept_by_a_plan(monkeypatch):
+    shape = shape_named("heads-of-64")
+    folder = str(cached_checkpoint(shape, dtype=torch.bfloat16))
+    backend = load_backend(EngineConfig(model=folder, device="cpu", dtype="bfloat16"))
+    made, document_keys = [], backend.model.document_keys
+
+    def remembered(states):
+        keys = document_keys(states)
+        made.append(weakref.ref(keys.keys))
+        return keys
+
+    monkeypatch.setattr(backend.model, "document_keys", remembered)
+    requests = corpus(shape, 4)
+    assert all(generation.error is None for generation in backend.generate(requests))
+    gc.collect()
+    assert len(made) == 4 and all(reference() is None for reference in made)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("tokens", "others"), [(1, 1), (1024, 1), (1025, 1), (131_072, 1), (131_072, 400), (5000, 7)])
+def test_a_documents_keys_are_split_into_whole_tiles_that_cover_them(tokens, others):
+    keys, splits = _split(tokens, others)
+    assert keys % 16 == 0 and (splits - 1) * keys < tokens <= splits * keys
+    assert splits == 1 or splits * others <= 128
 
 
 @needs_kernels

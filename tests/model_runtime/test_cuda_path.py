@@ -21,6 +21,7 @@ from model_runtime.config import ModelConfig, TextConfig
 from model_runtime.cuda import CudaPath, same_sizes
 from model_runtime.cuda.check import whole_path_differs
 from model_runtime.cuda.graphs import Capture, StepGraphs
+from model_runtime.cuda.own import CudaOwnKeys
 from model_runtime.cuda.pointwise import Pointwise
 from model_runtime.cuda.select import Differs, check_pointwise, checked_varlen
 from model_runtime.cuda.varlen import Varlen
@@ -190,6 +191,28 @@ def test_finished_documents_pages_are_free_though_their_plan_is_remembered() -> 
     assert path.decoder._plan is not None
     assert path.decoder.pool.pages.free == path.decoder.pool.pages.total
     assert backend.document_key_bytes == 0
+
+
+def test_room_for_rows_that_cannot_be_had_leaves_nothing_half_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = shape_config("window-33")
+    own = CudaOwnKeys(config, torch.float32, torch.device("cpu"))
+    own.reserve(8, 300)
+    zeros, calls = torch.zeros, []
+
+    def failing(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("injected")
+        return zeros(*arguments, **options)
+
+    monkeypatch.setattr(torch, "zeros", failing)
+    before = own.generation
+    with pytest.raises(torch.OutOfMemoryError):
+        own.reserve(32, 300)
+    assert own.generation != before
+    own.reserve(8, 300)
+    assert len(own.keys) == len(own.values) == config.num_layers
+    assert all(keys.shape[0] == own.rows == 8 for keys in own.keys)
 
 
 def test_a_long_document_is_cut_into_chunks() -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from model_runtime import Decode, EngineConfig, ErrorCode, Generation, Request, Sampling
+from model_runtime import Decode, EngineConfig, ErrorCode, Generation, Request, Sampling, flights
 from model_runtime.engine import NativeBackend
 from model_runtime.model import T5Gemma2
+from model_runtime.sampling import Sampler
 from tests.checkpoints import cached_checkpoint, shape_named
 from tests.model_runtime.oracle import make_request
 
@@ -284,8 +285,6 @@ def test_a_choice_that_runs_out_of_memory_is_made_again(monkeypatch: pytest.Monk
 
 def test_a_sampler_that_fails_half_way_draws_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for the decodes whose choice had been made before."""
-    from model_runtime.sampling import Sampler
-
     engine, rng = backend(), random.Random(2)
     draw = Sampler._draw
 
@@ -321,6 +320,54 @@ def test_a_lone_row_gets_the_memory_of_documents_that_wait(monkeypatch: pytest.M
     made = results(engine.generate([big, *corpus()]))
     assert made.pop("big/0")[0] == alone.token_ids
     assert made == undisturbed()
+
+
+@both_modes
+def test_choices_that_cannot_be_read_lose_no_decode(lookahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of those that have left their rows before, and of those that ended with their first token."""
+    lengths = [1, 4, 1, 2, 7, 1]
+    documents = [greedy(f"g{i}", 10 + i, decodes=2, max_tokens=lengths[i % 6]) for i in range(18)]
+    expected = results(backend().generate(documents))
+    engine, rng = backend(lookahead, max_decodes=5), random.Random(6)
+    choices, failed = flights._Pass.choices, []
+
+    def failing(self: Any) -> Any:
+        if len(self.flights) > 1 and rng.random() < 0.2:
+            failed.append(len(self.flights))
+            raise out_of_memory()
+        return choices(self)
+
+    monkeypatch.setattr(flights._Pass, "choices", failing)
+    assert results(engine.generate(documents)) == expected
+    assert len(failed) > 3 and engine.document_key_bytes == 0
+
+
+@both_modes
+def test_a_choice_that_fails_costs_its_own_decode_alone(lookahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = undisturbed()
+    [victim] = [d.key for r in corpus() for d in r.decodes if d.key == "d2/0"]
+    engine, pick = backend(lookahead), Sampler.next
+
+    def failing(self: Sampler, logits_V: Any) -> Any:
+        if self is victims[0]:
+            raise IndexError("of this one's own making\nand more")
+        return pick(self, logits_V)
+
+    victims: list[Sampler] = []
+    made_sampler = Sampler.__init__
+
+    def remembered(self: Sampler, sampling: Any, key: str, prompt: Any) -> None:
+        made_sampler(self, sampling, key, prompt)
+        if key == victim:
+            victims.append(self)
+
+    monkeypatch.setattr(Sampler, "__init__", remembered)
+    monkeypatch.setattr(Sampler, "next", failing)
+    made = list(engine.generate(corpus()))
+    assert errors(made) == {victim: ErrorCode.ENGINE_CRASH}
+    [message] = [g.error.message for g in made if g.error is not None]
+    assert message == "IndexError while choosing a token: of this one's own making"
+    assert results(g for g in made if g.error is None) == {k: v for k, v in expected.items() if k != victim}
 
 
 # --- a decode that breaks the pass ---------------------------------------------------------------------------------

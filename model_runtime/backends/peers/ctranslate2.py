@@ -55,7 +55,7 @@ class CTranslate2Peer:
         if self._config.device.startswith("cuda"):
             import torch
 
-            torch.cuda.synchronize()  # the whole device, whoever gave it the work
+            torch.cuda.synchronize(self._config.device)  # the whole device, whoever gave it the work
         self._states = out, [len(ids) for ids in documents]
 
     def encoded(self) -> list[np.ndarray]:
