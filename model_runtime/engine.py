@@ -211,6 +211,8 @@ class NativeBackend:
         """After a failed pass no row can be trusted: all start again from their tokens, but for those to blame."""
         landed = self._flights.land()
         landed += [flight for flight in entering if flight.ending is None and flight not in landed]
+        # Those of an earlier pass, too, where it was that one which could not be read.
+        rows = max(rows, len(landed))
         done = self._collect()
         give_back(self.model.device)
         if failure.code is ErrorCode.OUT_OF_MEMORY:

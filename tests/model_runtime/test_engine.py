@@ -328,18 +328,21 @@ def test_choices_that_cannot_be_read_lose_no_decode(lookahead: bool, monkeypatch
     lengths = [1, 4, 1, 2, 7, 1]
     documents = [greedy(f"g{i}", 10 + i, decodes=2, max_tokens=lengths[i % 6]) for i in range(18)]
     expected = results(backend().generate(documents))
-    engine, rng = backend(lookahead, max_decodes=5), random.Random(6)
-    choices, failed = flights._Pass.choices, []
+    rng, choices, failed = random.Random(6), flights._Pass.choices, []
 
     def failing(self: Any) -> Any:
-        if len(self.flights) > 1 and rng.random() < 0.2:
+        if len(self.flights) > 1 and rng.random() < 0.5:
             failed.append(len(self.flights))
             raise out_of_memory()
         return choices(self)
 
     monkeypatch.setattr(flights._Pass, "choices", failing)
-    assert results(engine.generate(documents)) == expected
-    assert len(failed) > 3 and engine.document_key_bytes == 0
+    # A failed pass leaves fewer rows for a long while: several engines, to fail at different places.
+    for _ in range(8):
+        engine = backend(lookahead, max_decodes=5)
+        assert results(engine.generate(documents)) == expected
+        assert engine.document_key_bytes == 0
+    assert len(failed) > 8
 
 
 @both_modes
