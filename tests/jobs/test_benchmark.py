@@ -117,7 +117,8 @@ def test_quality_and_documents_in_flight(folder: Path) -> None:
     assert "gives no logits" in quality["missing"]["ctranslate2 int8"]
     assert flight["work"] == {"documents": 8, "tokens": 24, "tasks": 2, "max_tokens": 3}
     assert [value["peer"] for value in flight["values"]] == ["native float32", "native bfloat16", "ctranslate2 int8"]
-    assert flight["ceiling"]["kind"] == "MBU"
+    # A peer with smaller batches reads other bytes in a step: no share of the bandwidth is told.
+    assert flight["ceiling"]["kind"] == "best other peer"
 
 
 def test_resume_finds_every_key(folder: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_section_shows_losses_and_who_is_missing() -> None:
     lost = made(tokens=2048, missing={"vllm bfloat16": "vllm is not installed", "ctranslate2 int8": "out of memory"})
     text = section([made(), lost], model="270m", command="corpusmill benchmark", picture="p.png")
     assert "## 2026-11-24: benchmark, 270M-270M shape, a CPU" in text
-    assert "| tokens 512 | 300 (MFU 25%, 12 MiB) | 600 | MFU: 400 GFLOP/s |" in text
+    assert "| tokens 512 | 300 (MFU 25%, +12 MiB) | 600 | MFU: 400 GFLOP/s |" in text
     assert "| tokens 512 | 0.50 |" in text
     assert "- vllm bfloat16: vllm is not installed\n" in text
     assert "- ctranslate2 int8: out of memory (tokens 2048)" in text
