@@ -1,0 +1,181 @@
+"""What a person sees of an evaluation: Rich tables that fit 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from infra.storage import redact
+from pipelines.evaluation.report import Average, CheckedTask, Counts, Evaluation, Scores, TaskResult
+from workers.score import Comparison, Interval
+
+from .render import Column, heading, plain, show_warnings, table
+from .text import count, escape, one_line
+
+_MOST_SLICES = 40
+
+CHECKS = {
+    "empty": "empty",
+    "wrong_language": "language",
+    "looping": "loops",
+    "copied": "copied",
+    "odd_length": "length",
+    "cut": "cut",
+    "input_cut": "input cut",
+}
+
+
+def show_evaluation(console: Console, evaluation: Evaluation) -> None:
+    """Scores with their intervals, slices, averages, the comparison's verdict, and what the checks found."""
+    other = evaluation.other is not None
+    if evaluation.tasks:
+        heading(console, f"{evaluation.name}: scores ({evaluation.level:.0%} intervals)")
+        rows = [row for task in evaluation.tasks for row in _task_rows(task, other)]
+        console.print(table(_columns(["task", "language"], other), rows))
+        for line in _counts(evaluation.tasks):
+            plain(console, line, "dim")
+    for column in dict.fromkeys(piece.by for task in evaluation.tasks for piece in task.slices):
+        _show_slices(console, evaluation.tasks, str(column), other)
+    if evaluation.averages:
+        heading(console, "Averages over tasks")
+        rows = [row for average in evaluation.averages for row in _average_rows(average, other)]
+        console.print(table(_columns(["kind", "language"], other), rows))
+    if other:
+        _show_verdict(console, evaluation)
+    if evaluation.checks:
+        _show_checks(console, evaluation.checks)
+    show_warnings(console, evaluation.warnings)
+
+
+def _columns(first: Sequence[str], other: bool) -> list[Column]:
+    more: list[Column] = [("other", "right"), ("difference", "right"), ("p", "right")] if other else []
+    return [*first, ("n", "right"), "metric", ("score", "right"), ("interval", "right"), *more]
+
+
+def _task_rows(task: TaskResult, other: bool) -> Iterable[list[object]]:
+    return _rows([task.task, task.language or ""], task.overall.scored, task.overall, other)
+
+
+def _average_rows(average: Average, other: bool) -> Iterable[list[object]]:
+    return _rows([average.kind, average.language or "all"], len(average.tasks), average, other)
+
+
+def _rows(first: Sequence[str], n: int, found: Scores | Average, other: bool) -> Iterable[list[object]]:
+    """One line for each metric, the names on the first of them."""
+    for number, (metric, interval) in enumerate(found.scores.items()):
+        names = [escape(name) if number == 0 else "" for name in (*first, f"{n:,}")]
+        more = _compared(found.compared[metric]) if other else []
+        yield [*names, metric, f"{interval.score:.2f}", _interval(interval), *more]
+
+
+def _interval(interval: Interval) -> str:
+    return "" if interval.low is None else f"{interval.low:.2f}–{interval.high:.2f}"
+
+
+def _compared(comparison: Comparison) -> list[object]:
+    delta = Text(f"{comparison.delta:+.2f}")
+    if comparison.significant:
+        delta.stylize("bold green" if comparison.delta > 0 else "bold red")
+    return [f"{comparison.other:.2f}", delta, "" if comparison.p is None else f"{comparison.p:.3f}"]
+
+
+def _counts(tasks: Sequence[TaskResult]) -> Iterable[str]:
+    """What counted as empty, and what was left aside: a line for each task that has any."""
+    for task in tasks:
+        said = _missing(task.overall.counts)
+        if task.overall.other_counts is not None and (theirs := _missing(task.overall.other_counts)):
+            said.append(f"in the other table {' and '.join(theirs)}")
+        if task.without_reference:
+            said.append(f"{task.without_reference:,} documents without a reference")
+        if task.without_document:
+            said.append(f"{task.without_document:,} outputs without a document in the references")
+        if said:
+            yield f"{task.task}: of {count(task.overall.counts.references, 'reference')} " + "; ".join(said)
+
+
+def _missing(counts: Counts) -> list[str]:
+    names = (("missing", "no row"), ("rejected", "rejected"), ("failed", "failed"), ("empty", "empty"))
+    return [f"{number:,} {said}" for name, said in names if (number := getattr(counts, name))]
+
+
+def _show_slices(console: Console, tasks: Sequence[TaskResult], column: str, other: bool) -> None:
+    heading(console, f"By {one_line(column)}")
+    pieces = [(task, piece) for task in tasks for piece in task.slices if piece.by == column]
+    rows = [
+        row
+        for task, piece in pieces[:_MOST_SLICES]
+        for row in _rows([task.task, one_line(piece.value or "")], piece.scored, piece, other)
+    ]
+    console.print(table(_columns(["task", one_line(column)], other), rows))
+    if len(pieces) > _MOST_SLICES:
+        plain(console, f"The first {_MOST_SLICES} of {len(pieces):,}; evaluation.json has all.", "dim")
+
+
+def _show_verdict(console: Console, evaluation: Evaluation) -> None:
+    """Which differences are significant, in a sentence each; and how many would look so by chance."""
+    heading(console, f"Compared with {redact(str(evaluation.other))}")
+    named = [
+        (task.task, metric, comparison)
+        for task in evaluation.tasks
+        for metric, comparison in task.overall.compared.items()
+    ]
+    clear = [entry for entry in named if entry[2].significant]
+    for task, metric, found in clear:
+        better = "better" if found.delta > 0 else "worse"
+        plain(
+            console,
+            f"{task}: {metric} is significantly {better}, by {abs(found.delta):.2f} "
+            f"({found.low:.2f} to {found.high:.2f}, p = {found.p:.3f}).",
+        )
+    rest = [entry for entry in named if not entry[2].significant]
+    if rest:
+        said = ", ".join(f"{task} {metric}" for task, metric, _ in rest)
+        plain(console, f"Not significant: {said}.")
+    chance = (1 - evaluation.level) * len(evaluation.comparisons)
+    if len(evaluation.comparisons) > 1:
+        made = count(len(evaluation.comparisons), "comparison")
+        plain(
+            console,
+            f"{made}, slices included, each at {1 - evaluation.level:.2g}: about {chance:.1f} of them would look "
+            "significant by chance alone.",
+            "dim",
+        )
+
+
+def _show_checks(console: Console, checks: Sequence[CheckedTask]) -> None:
+    heading(console, "Checks without references")
+    names = [name for name in CHECKS if any(name in task.checks for task in checks)]
+    rows = []
+    for task in checks:
+        first = [task.task, task.language or "", f"{task.checked:,}"]
+        rows.append([*first, *(_found(task, name) for name in names)])
+    columns = ["task", "language", ("checked", "right"), *((CHECKS[name], "right") for name in names)]
+    console.print(table(columns, rows))
+    for line in _examples(checks):
+        console.print(Text(line, style="dim"))
+    if any(task.rows > task.checked for task in checks):
+        plain(console, "Of larger tasks a sample was looked at; checks.rows makes it larger.", "dim")
+
+
+def _found(task: CheckedTask, name: str) -> Text:
+    check = task.checks.get(name)
+    if check is None or not check.looked_at:
+        return Text("–", style="dim")
+    share = check.found / check.looked_at
+    return Text(f"{share:.1%}" if check.found else "0", style="" if check.found else "dim")
+
+
+def _examples(checks: Sequence[CheckedTask]) -> Iterable[str]:
+    for task in checks:
+        for name, check in task.checks.items():
+            if check.note:
+                yield f"{task.task}, {CHECKS[name]}: {one_line(check.note)}"
+            if check.found:
+                shown = "; ".join(f"{one_line(e['document_id'])} ({e['why']})" for e in check.examples)
+                yield (
+                    f"{task.task}, {CHECKS[name]}: {check.found:,}, such as {shown}"
+                    if shown
+                    else (f"{task.task}, {CHECKS[name]}: {check.found:,}")
+                )
