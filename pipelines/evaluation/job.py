@@ -26,11 +26,17 @@ def _listed(value: Any) -> Any:
 
 
 def _as_block(value: Any) -> Any:
+    if isinstance(value, bool | int | float | list):
+        raise ValueError("expected a column's name, or a block such as {column: words, edges: [100, 300]}")
     return {"column": value} if isinstance(value, str) else value
 
 
 def _switched(value: Any) -> Any:
-    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return {} if value else None
+    if isinstance(value, str | int | float | list):
+        raise ValueError("expected true, false, or a block such as {rows: 1000}")
+    return value
 
 
 class TableSpec(BaseModel):

@@ -229,7 +229,7 @@ def test_the_terminal(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, wid
     ("keys", "error", "said"),
     [
         ({"table": {"path": "nowhere-at-all"}}, TableError, "there is no table here"),
-        ({"tasks": [{"name": "to_fr", "reference": "de"}]}, JobError, r"tasks\[0\].name: .* no task to_fr; it holds to_de"),
+        ({"tasks": [{"name": "to_fr", "reference": "de"}]}, JobError, r"tasks\[0\].name: .* no task to_fr; it holds"),
         ({"tasks": [{"name": "to_de", "reference": "dee"}]}, SourceError, r"tasks\[0\].reference: .*did you mean de\?"),
         ({"by": ["domian"]}, SourceError, r"by\[0\]: .* no column 'domian'; did you mean domain"),
         ({"by": [{"column": "domain", "edges": [1]}]}, SourceError, "by domain: edges need a column of numbers"),
