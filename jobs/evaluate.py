@@ -69,10 +69,10 @@ def _run(run: LoadedJob, err: Console) -> None:
 
 def _with_source(spec: EvaluationSpec, run: LoadedJob | None) -> EvaluationSpec:
     """A run job's documents are the source to compare outputs with, unless the file names another."""
-    if spec.source is not None or run is None or run.job.source.text is None:
+    if spec.source is not None or run is None or (text := run.job.source.text) is None:
         return spec
-    source = run.job.source
-    return spec.model_copy(update={"source": TextSpec(path=source.path, id=source.id, text=source.text)})
+    source = TextSpec(path=run.job.source.path, id=run.job.source.id, text=text)
+    return spec.model_copy(update={"source": source})
 
 
 def _write(evaluation: Evaluation, output: Location) -> list[str]:

@@ -15,6 +15,7 @@ from .render import Column, heading, plain, show_warnings, table
 from .text import count, escape, one_line
 
 _MOST_SLICES = 40
+_MOST_EXAMPLES = 3
 
 CHECKS = {
     "empty": "empty",
@@ -146,36 +147,27 @@ def _show_verdict(console: Console, evaluation: Evaluation) -> None:
 
 def _show_checks(console: Console, checks: Sequence[CheckedTask]) -> None:
     heading(console, "Checks without references")
-    names = [name for name in CHECKS if any(name in task.checks for task in checks)]
-    rows = []
-    for task in checks:
-        first = [task.task, task.language or "", f"{task.checked:,}"]
-        rows.append([*first, *(_found(task, name) for name in names)])
-    columns = ["task", "language", ("checked", "right"), *((CHECKS[name], "right") for name in names)]
+    rows = [row for task in checks for row in _check_rows(task)]
+    columns: list[Column] = ["task", "language", "check", ("found", "right"), ("of", "right"), ("for example", "fold")]
     console.print(table(columns, rows))
-    for line in _examples(checks):
-        console.print(Text(line, style="dim"))
     if any(task.rows > task.checked for task in checks):
         plain(console, "Of larger tasks a sample was looked at; checks.rows makes it larger.", "dim")
 
 
-def _found(task: CheckedTask, name: str) -> Text:
-    check = task.checks.get(name)
-    if check is None or not check.looked_at:
-        return Text("–", style="dim")
-    share = check.found / check.looked_at
-    return Text(f"{share:.1%}" if check.found else "0", style="" if check.found else "dim")
-
-
-def _examples(checks: Sequence[CheckedTask]) -> Iterable[str]:
-    for task in checks:
-        for name, check in task.checks.items():
-            if check.note:
-                yield f"{task.task}, {CHECKS[name]}: {one_line(check.note)}"
-            if check.found:
-                shown = "; ".join(f"{one_line(e['document_id'])} ({e['why']})" for e in check.examples)
-                yield (
-                    f"{task.task}, {CHECKS[name]}: {check.found:,}, such as {shown}"
-                    if shown
-                    else (f"{task.task}, {CHECKS[name]}: {check.found:,}")
-                )
+def _check_rows(task: CheckedTask) -> Iterable[list[object]]:
+    """A line for each check that found something or could not look, then one for those that found nothing."""
+    rows: list[list[object]] = []
+    quiet = []
+    for name, check in task.checks.items():
+        if check.found:
+            shown = "; ".join(f"{one_line(e['document_id'])} ({e['why']})" for e in check.examples[:_MOST_EXAMPLES])
+            share = f"{check.found:,} ({check.found / check.looked_at:.1%})"
+            rows.append([CHECKS[name], share, f"{check.looked_at:,}", shown])
+        elif check.note:
+            rows.append([CHECKS[name], Text("–", style="dim"), "", Text(check.note, style="dim")])
+        else:
+            quiet.append(CHECKS[name])
+    if quiet:
+        rows.append([Text("the rest", style="dim"), "0", f"{task.checked:,}", Text(", ".join(quiet), style="dim")])
+    for number, row in enumerate(rows):
+        yield [*((task.task, task.language or "") if number == 0 else ("", "")), *row]

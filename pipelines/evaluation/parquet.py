@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,23 +28,15 @@ def files_of(key: str, path: str) -> list[FileInfo]:
 
 def batches(key: str, file: FileInfo, columns: dict[str, str]) -> Iterator[pa.Table]:
     """A file's row groups with only `columns` (each with the key that names it), or SourceError."""
-    location = Location(file.url)
-    names = list(dict.fromkeys(columns))
-    with storage_errors(file.url), location.open_input() as opened:
-        with damage() as found:
-            parquet = pq.ParquetFile(opened)
-        if found:
-            raise SourceError(f"{key}: {location} is not a Parquet file ({found[0]})")
+    location, names = Location(file.url), list(dict.fromkeys(columns))
+    with location.open_input() as opened:
+        parquet = _read(key, location, lambda: pq.ParquetFile(opened))
         there = parquet.schema_arrow.names
         for name in names:
             if name not in there:
                 raise SourceError(f"{columns[name]}: {location} has no column {name!r}{_similar(name, there)}")
         for group in range(parquet.num_row_groups):
-            with damage() as found:
-                table = parquet.read_row_group(group, columns=names)
-            if found:
-                raise SourceError(f"{key}: {location} cannot be read ({found[0]})")
-            yield table
+            yield _read(key, location, lambda: parquet.read_row_group(group, columns=names))  # noqa: B023
 
 
 def as_text(key: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -65,6 +58,12 @@ _SPELLED = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_integer, pa.types.is_floating,
     pa.types.is_boolean, pa.types.is_null,
 )  # fmt: skip
+
+
+def _read(key: str, location: Location, read: Callable[[], Any]) -> Any:
+    with storage_errors(location.url), damage() as found:
+        return read()
+    raise SourceError(f"{key}: {location} cannot be read as Parquet ({found[0]})")
 
 
 def _similar(name: str, there: Sequence[str]) -> str:

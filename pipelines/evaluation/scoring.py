@@ -180,8 +180,8 @@ def _average(kind: str, language: str | None, members: Sequence[Scored], bootstr
         scores[name] = interval(this, mine, bootstrap.level)
         theirs = [other for one in members if (other := one.resampled[name][1]) is not None]
         if len(theirs) == len(members):
-            other = float(np.mean([one.result.overall.compared[name].other for one in members]))
-            compared[name] = compare(this, other, mine, np.mean(theirs, axis=0), bootstrap.level)
+            that = float(np.mean([one.result.overall.compared[name].other for one in members]))
+            compared[name] = compare(this, that, mine, np.mean(theirs, axis=0), bootstrap.level)
     tasks = [one.result.task for one in members]
     return Average(kind=kind, language=language, tasks=tasks, scores=scores, compared=compared)
 

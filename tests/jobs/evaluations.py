@@ -32,7 +32,7 @@ def sentence(number: int, language: str = "en") -> str:
 
 def output(number: int, task: str, text: str | None, **values: Any) -> dict[str, Any]:
     """A row of a table: ok with a text, failed without."""
-    made = row(number, task, "ok" if text is not None else "failed", text=text, **values)
+    made = row(number, **{"task": task, "status": "ok" if text is not None else "failed", "text": text, **values})
     made.pop("lang")
     made["key"] = values.get("key", f"{task}-{number}")
     if text is None and made.get("error_code") is None:

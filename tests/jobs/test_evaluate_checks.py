@@ -13,13 +13,18 @@ from .evaluations import evaluated, output, sentence, write_rows
 COUNT = 30
 ALONE = {"references": None, "tasks": None, "checks": True}
 
+LONG = (
+    "Im Frühjahr kamen die ersten Schiffe, beladen mit Korn, Salz und feinem Tuch. Niemand fragte damals, woher die "
+    "Waren stammten oder wem sie einmal gehört hatten. Auf dem Markt stritten sich Händler um jeden Pfennig, während "
+    "Kinder zwischen den Ständen Fangen spielten. Abends wurde es still; nur aus dem Wirtshaus drangen noch Stimmen und Musik."
+)
 PLANTED = {
     2: ("wrong_language", sentence(2, "fr")),
     5: ("wrong_language", sentence(5, "en") + " That is not what was asked for."),
     7: ("empty", ""),
     8: ("empty", " \n"),
     11: ("looping", "Der Hafen ist alt und schön. " * 12),
-    13: ("odd_length", sentence(13, "de") + " " + " ".join(sentence(n, "de") for n in range(9))),
+    13: ("odd_length", LONG),
 }
 
 
@@ -40,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
     rows += [output(n, "short", text, kind="summarize", language=None) for n, text in enumerate(summaries)]
     write_rows(tmp_path / "table", rows)
     texts = [f"Ships came. {long(n, 'en')} Nobody wrote down what they carried." for n in range(COUNT)]
+    texts[13] = "Ships came. Nobody knows what they had carried."
     ids = [f"doc-{n}" for n in range(COUNT)]
     # An id that stands in the source twice: its first row is the document.
     pq.write_table(pa.table({"id": [*ids, "doc-0"], "body": [*texts, "no"]}), tmp_path / "documents.parquet")
@@ -63,8 +69,8 @@ def test_planted_faults_are_found_and_nothing_else(folder: Path, capsys) -> None
         "key": "to_de-2", "document_id": "doc-2", "why": "looks like fr",
     }  # fmt: skip
     assert german["checks"]["wrong_language"]["looked_at"] == COUNT - 2, "an empty text is in no language"
-    text = capsys.readouterr().out
-    assert "to_de, language: 2, such as doc-2 (looks like fr); doc-5 (looks like en)" in text
+    text = " ".join(capsys.readouterr().out.split())
+    assert "language 2 (7.1%) 28 doc-2 (looks like fr); doc-5" in text
     assert not found["tasks"]
     assert not (folder / "out" / "evaluation.png").exists(), "there is nothing to draw"
 
@@ -72,7 +78,7 @@ def test_planted_faults_are_found_and_nothing_else(folder: Path, capsys) -> None
 def test_copies_of_the_document(folder: Path) -> None:
     found = evaluated(folder, **ALONE, source=source(folder))
     short = next(task for task in found["checks"] if task["task"] == "short")
-    assert short["checks"]["copied"]["found"] == COUNT
+    assert short["checks"]["copied"]["found"] == COUNT - 1, "all but the one whose document is another text"
     assert short["figures"]["copied_mean"] > 0.95
     assert 0.2 < short["figures"]["length_ratio_median"] < 0.5
     assert short["checks"]["wrong_language"] == {

@@ -247,6 +247,6 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         PackageMissing, match=r"^chrf needs the package sacrebleu: pip install 'corpusmill\[evaluate\]'$"
     ):
         check_packages(["exact", "chrf"])
-    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(PackageMissing, match="ROUGE needs the package rouge-score"):
         need("rouge_score.rouge_scorer", "ROUGE")
