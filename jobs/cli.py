@@ -140,7 +140,7 @@ def evaluate(
 ) -> None:
     """Score a table against references, with intervals, and look for bad outputs.
 
-    Writes evaluation.json and evaluation.png into the file's output folder. Needs: pip install 'corpusmill[evaluate]'
+    Writes evaluation.json and evaluation.png into the file's output folder. Needs: pip install 'corpusmill\\[evaluate]'
     """
     from .evaluate import evaluate_file
 

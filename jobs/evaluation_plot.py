@@ -51,7 +51,7 @@ def _overall(evaluation: Evaluation) -> list[_Panel]:
         places = [f"{task.task} ({task.language})" if task.language else task.task for task in tasks]
         series: dict[str, list[Interval | None]] = {"this table": [task.overall.scores[metric] for task in tasks]}
         if evaluation.other is not None:
-            series["other table"] = [Interval(score=task.overall.compared[metric].other) for task in tasks]
+            series["other table"] = [task.overall.other_scores.get(metric) for task in tasks]
         panels.append(_Panel(metric, places, series))
     return panels
 
@@ -93,7 +93,7 @@ def _draw(axes: Any, panel: _Panel) -> None:
     axes.set_ylim(bottom=0)
     axes.spines[["top", "right"]].set_visible(False)
     if len(panel.series) > 1:
-        axes.legend(fontsize=7, frameon=False, ncols=4)
+        axes.legend(fontsize=7, frameon=False, ncols=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
 
 def _arms(intervals: Sequence[Interval | None]) -> list[list[float]]:

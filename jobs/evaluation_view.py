@@ -12,7 +12,7 @@ from pipelines.evaluation.report import Average, CheckedTask, Counts, Evaluation
 from workers.score import Comparison, Interval
 
 from .render import Column, heading, plain, show_warnings, table
-from .text import count, escape, one_line
+from .text import count, one_line
 
 _MOST_SLICES = 40
 _MOST_EXAMPLES = 3
@@ -33,16 +33,24 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     other = evaluation.other is not None
     if evaluation.tasks:
         heading(console, f"{evaluation.name}: scores ({evaluation.level:.0%} intervals)")
-        rows = [row for task in evaluation.tasks for row in _task_rows(task, other)]
-        console.print(table(_columns(["task", "language"], other), rows))
+        rows = [
+            row
+            for task in evaluation.tasks
+            for row in _rows(_named(task.task, task.language), task.overall.scored, task.overall, other)
+        ]
+        console.print(table(_columns("task", other), rows))
         for line in _counts(evaluation.tasks):
             plain(console, line, "dim")
     for column in dict.fromkeys(piece.by for task in evaluation.tasks for piece in task.slices):
         _show_slices(console, evaluation.tasks, str(column), other)
     if evaluation.averages:
         heading(console, "Averages over tasks")
-        rows = [row for average in evaluation.averages for row in _average_rows(average, other)]
-        console.print(table(_columns(["kind", "language"], other), rows))
+        rows = [
+            row
+            for average in evaluation.averages
+            for row in _rows(_named(average.kind, average.language), len(average.tasks), average, other)
+        ]
+        console.print(table(_columns("kind", other), rows))
     if other:
         _show_verdict(console, evaluation)
     if evaluation.checks:
@@ -50,36 +58,34 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     show_warnings(console, evaluation.warnings)
 
 
-def _columns(first: Sequence[str], other: bool) -> list[Column]:
-    more: list[Column] = [("other", "right"), ("difference", "right"), ("p", "right")] if other else []
-    return [*first, ("n", "right"), "metric", ("score", "right"), ("interval", "right"), *more]
+def _columns(first: str, other: bool) -> list[Column]:
+    """With another table the interval is that of the difference."""
+    more: list[Column] = [("other", "right"), ("delta", "right"), ("interval", "right"), ("p", "right")]
+    return [first, ("n", "right"), "metric", ("score", "right"), *(more if other else more[2:3])]
 
 
-def _task_rows(task: TaskResult, other: bool) -> Iterable[list[object]]:
-    return _rows([task.task, task.language or ""], task.overall.scored, task.overall, other)
+def _named(name: str, language: str | None) -> str:
+    return f"{name} ({language})" if language else name
 
 
-def _average_rows(average: Average, other: bool) -> Iterable[list[object]]:
-    return _rows([average.kind, average.language or "all"], len(average.tasks), average, other)
-
-
-def _rows(first: Sequence[str], n: int, found: Scores | Average, other: bool) -> Iterable[list[object]]:
-    """One line for each metric, the names on the first of them."""
+def _rows(name: str, n: int, found: Scores | Average, other: bool) -> Iterable[list[object]]:
+    """One line for each metric, the name on the first of them."""
     for number, (metric, interval) in enumerate(found.scores.items()):
-        names = [escape(name) if number == 0 else "" for name in (*first, f"{n:,}")]
-        more = _compared(found.compared[metric]) if other else []
-        yield [*names, metric, f"{interval.score:.2f}", _interval(interval), *more]
+        names = [one_line(name), f"{n:,}"] if number == 0 else ["", ""]
+        more = _compared(found.compared[metric]) if other else [_interval(interval)]
+        yield [*names, metric, f"{interval.score:.2f}", *more]
 
 
-def _interval(interval: Interval) -> str:
-    return "" if interval.low is None else f"{interval.low:.2f}–{interval.high:.2f}"
+def _interval(interval: Interval | Comparison) -> str:
+    return "" if interval.low is None else f"{interval.low:.2f} to {interval.high:.2f}"
 
 
 def _compared(comparison: Comparison) -> list[object]:
     delta = Text(f"{comparison.delta:+.2f}")
     if comparison.significant:
         delta.stylize("bold green" if comparison.delta > 0 else "bold red")
-    return [f"{comparison.other:.2f}", delta, "" if comparison.p is None else f"{comparison.p:.3f}"]
+    p = "" if comparison.p is None else f"{comparison.p:.3f}"
+    return [f"{comparison.other:.2f}", delta, _interval(comparison), p]
 
 
 def _counts(tasks: Sequence[TaskResult]) -> Iterable[str]:
@@ -102,16 +108,23 @@ def _missing(counts: Counts) -> list[str]:
 
 
 def _show_slices(console: Console, tasks: Sequence[TaskResult], column: str, other: bool) -> None:
+    """One table for the column: each task's name on a line of its own, its slices below it."""
     heading(console, f"By {one_line(column)}")
-    pieces = [(task, piece) for task in tasks for piece in task.slices if piece.by == column]
-    rows = [
-        row
-        for task, piece in pieces[:_MOST_SLICES]
-        for row in _rows([task.task, one_line(piece.value or "")], piece.scored, piece, other)
-    ]
-    console.print(table(_columns(["task", one_line(column)], other), rows))
-    if len(pieces) > _MOST_SLICES:
-        plain(console, f"The first {_MOST_SLICES} of {len(pieces):,}; evaluation.json has all.", "dim")
+    rows: list[list[object]] = []
+    shown = total = 0
+    for task in tasks:
+        pieces = [piece for piece in task.slices if piece.by == column]
+        total += len(pieces)
+        if not pieces or shown >= _MOST_SLICES:
+            continue
+        width = len(_columns("", other))
+        rows.append([Text(_named(task.task, task.language), style="bold"), *[""] * (width - 1)])
+        for piece in pieces:
+            rows += _rows(f"{piece.value}", piece.scored, piece, other)
+        shown += len(pieces)
+    console.print(table(_columns(one_line(column), other), rows))
+    if shown < total:
+        plain(console, f"{shown} of {total:,} slices; evaluation.json has all.", "dim")
 
 
 def _show_verdict(console: Console, evaluation: Evaluation) -> None:
@@ -127,8 +140,8 @@ def _show_verdict(console: Console, evaluation: Evaluation) -> None:
         better = "better" if found.delta > 0 else "worse"
         plain(
             console,
-            f"{task}: {metric} is significantly {better}, by {abs(found.delta):.2f} "
-            f"({found.low:.2f} to {found.high:.2f}, p = {found.p:.3f}).",
+            f"{task}: {metric} is significantly {better}, by {found.delta:+.2f} "
+            f"({found.low:+.2f} to {found.high:+.2f}, p = {found.p:.3f}).",
         )
     rest = [entry for entry in named if not entry[2].significant]
     if rest:
@@ -168,6 +181,7 @@ def _check_rows(task: CheckedTask) -> Iterable[list[object]]:
         else:
             quiet.append(CHECKS[name])
     if quiet:
-        rows.append([Text("the rest", style="dim"), "0", f"{task.checked:,}", Text(", ".join(quiet), style="dim")])
+        name = "the rest" if rows else "all"
+        rows.append([Text(name, style="dim"), "0", f"{task.checked:,}", Text(", ".join(quiet), style="dim")])
     for number, row in enumerate(rows):
         yield [*((task.task, task.language or "") if number == 0 else ("", "")), *row]

@@ -33,6 +33,7 @@ class Scores:
     scores: dict[str, Interval]
     # against the other table, when there is one
     compared: dict[str, Comparison] = field(default_factory=dict)
+    other_scores: dict[str, Interval] = field(default_factory=dict)
     other_counts: Counts | None = None
 
 

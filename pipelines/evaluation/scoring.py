@@ -123,10 +123,11 @@ class _Scoring:
         drawn = [resample(piece, **settings) for piece in pieces]
         level = self._bootstrap.level
         ours = list(zip(pieces[0], drawn[0], strict=True)) if len(inside) else []
-        compared = {}
+        compared, other_scores = {}, {}
         if len(pieces) > 1:
             for (this, mine), that, theirs in zip(ours, pieces[1], drawn[1]):
                 compared[this.name] = compare(this.score, that.score, mine, theirs, level)
+                other_scores[this.name] = interval(that.score, theirs, level)
         scores = Scores(
             by=by,
             value=value,
@@ -134,6 +135,7 @@ class _Scoring:
             scored=len(inside),
             scores={one.name: interval(one.score, mine, level) for one, mine in ours},
             compared=compared,
+            other_scores=other_scores,
             other_counts=_counts(self._made[1].states[documents]) if len(self._made) > 1 else None,
         )
         second: list[np.ndarray | None] = list(drawn[1]) if len(drawn) > 1 else [None] * len(drawn[0])

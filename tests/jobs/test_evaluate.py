@@ -12,6 +12,7 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from jobs.cli import main
 from pipelines.errors import JobError, SourceError, TableError
+from pipelines.schema import OUTPUT
 
 from .evaluations import evaluated, later, output, sentence, write_file, write_references, write_rows
 
@@ -223,6 +224,40 @@ def test_the_terminal(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, wid
         assert said in out
     code, out, _ = call(capsys, "evaluate", str(path), "--json")
     assert code == 0 and json.loads(out)["tasks"][0]["task"] == "to_de"
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(folder: Path, capsys) -> None:
+    rows = [output(n, "to_de", "", kind="translate", language="de", document_id=f"\x1b[31mdoc\n{n}") for n in range(3)]
+    write_rows(folder / "table", [*rows, output(0, "to_de", translated(0), kind="translate", language="de")])
+    columns = {"de": [sentence(n, "de") for n in range(4)], "domain": ["\x1b[2J", "\u202eevil", "$x^2$ 新闻", "a\nb"]}
+    write_references(folder / "references.parquet", columns)
+    evaluated(folder, by="domain", checks=True)
+    text = capsys.readouterr().out
+    assert "\x1b" not in text and "\u202e" not in text
+    assert r"\x1b[2J" in text and r"\x1b[31mdoc 0 (no text)" in " ".join(text.split())
+
+
+def test_a_table_without_rows(folder: Path) -> None:
+    write_rows(folder / "empty", [])
+    for zone in ("results", "errors"):
+        path = folder / "empty" / zone / "to_de" / "part.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(OUTPUT.empty_table(), path)
+    table = {"path": str(folder / "empty")}
+    found = evaluated(folder, table=table, references=None, tasks=None, checks=True)
+    assert found["checks"] == [] and found["table"]["outputs"] == 0
+    with pytest.raises(JobError, match="has no task to_de; it holds no rows"):
+        evaluated(folder, table=table)
+
+
+def test_one_document_and_no_resampling(folder: Path) -> None:
+    write_references(folder / "references.parquet", {"de": [sentence(0, "de")]})
+    [task] = evaluated(folder, bootstrap={"samples": 0})["tasks"]
+    assert task["without_document"] == COUNT - 1
+    assert task["overall"]["scores"]["chrf"]["low"] is None
+    [task] = evaluated(folder, bootstrap={"samples": 10})["tasks"]
+    chrf = task["overall"]["scores"]["chrf"]
+    assert chrf["low"] == chrf["high"] == chrf["score"]
 
 
 @pytest.mark.parametrize(

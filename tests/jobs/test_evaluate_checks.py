@@ -16,7 +16,8 @@ ALONE = {"references": None, "tasks": None, "checks": True}
 LONG = (
     "Im Frühjahr kamen die ersten Schiffe, beladen mit Korn, Salz und feinem Tuch. Niemand fragte damals, woher die "
     "Waren stammten oder wem sie einmal gehört hatten. Auf dem Markt stritten sich Händler um jeden Pfennig, während "
-    "Kinder zwischen den Ständen Fangen spielten. Abends wurde es still; nur aus dem Wirtshaus drangen noch Stimmen und Musik."
+    "Kinder zwischen den Ständen Fangen spielten. Abends wurde es still; nur aus dem Wirtshaus drangen "
+    "noch Stimmen und Musik."
 )
 PLANTED = {
     2: ("wrong_language", sentence(2, "fr")),
