@@ -72,13 +72,22 @@ def settle(data: Any, location: Iterable[str | int]) -> tuple[YamlPath, Any]:
     return tuple(path), data
 
 
-def sentence(item: Mapping[str, Any], value: Any, written: str | None, expanded: Mapping[str, str]) -> str:
-    """One pydantic error in words; `written` is the scalar as it stands in the file, `expanded` for `redact`."""
+def sentence(
+    item: Mapping[str, Any],
+    value: Any,
+    written: str | None,
+    expanded: Mapping[str, str],
+    file: type[BaseModel] = JobSpec,
+) -> str:
+    """One pydantic error in words; `written` is the scalar as it stands in the file, `expanded` for `redact`.
+
+    `file` is the model of the whole file.
+    """
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(item["loc"])
+        return _unknown_key(item["loc"], file)
     if kind == "missing":
-        return _missing(item["loc"])
+        return _missing(item["loc"], file)
     if kind == "value_error":
         return redact(str(context["error"]), expanded)
     if kind == "literal_error":
@@ -109,8 +118,8 @@ def join(sentences: list[str]) -> str:
     return "; ".join(dict.fromkeys(sentences))
 
 
-def _unknown_key(location: tuple[str | int, ...]) -> str:
-    known = list(_model_at(location[:-1]).model_fields)
+def _unknown_key(location: tuple[str | int, ...], file: type[BaseModel]) -> str:
+    known = list(_model_at(location[:-1], file).model_fields)
     key = str(location[-1])
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     if close:
@@ -118,19 +127,19 @@ def _unknown_key(location: tuple[str | int, ...]) -> str:
     return f"unknown key; known here: {', '.join(known)}"
 
 
-def _missing(location: tuple[str | int, ...]) -> str:
+def _missing(location: tuple[str | int, ...], file: type[BaseModel]) -> str:
     if location[:2] == ("source", "filter"):
         return 'expected three parts in each filter: [column, operator, value], as in ["lang", "=", "de"]'
     key = str(location[-1])
-    holds = _model_in(_model_at(location[:-1]).model_fields[key].annotation)
+    holds = _model_in(_model_at(location[:-1], file).model_fields[key].annotation)
     if holds is None:
         return "is missing"
     needed = [name for name, field in holds.model_fields.items() if field.is_required()]
     return f"is missing; it needs {', '.join(needed)}"
 
 
-def _model_at(location: Iterable[str | int]) -> type[BaseModel]:
-    model: type[BaseModel] = JobSpec
+def _model_at(location: Iterable[str | int], file: type[BaseModel]) -> type[BaseModel]:
+    model = file
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             model = _model_in(model.model_fields[part].annotation) or model

@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import RunError
 from pipelines.job import JobSpec
@@ -20,6 +20,8 @@ from .problems import YamlPath, dotted, join, known_keys, sentence, settle
 # One entry per thing in the file; far above any real job, far below what a file of nested aliases unfolds to.
 _MAX_ENTRIES = 20_000
 _MAX_BYTES = 4 << 20
+
+Spec = TypeVar("Spec", bound=BaseModel)
 
 
 class JobFileError(RunError):
@@ -46,11 +48,15 @@ def load_job(path: str | Path) -> LoadedJob:
     ${NAME} in any string is replaced by that environment variable, $$ by a plain dollar sign. Relative paths
     inside the job are relative to the current directory.
     """
-    text = _read(Path(path))
-    reader = _Reader(name=str(path))
-    data = reader.parse(text)
-    job = reader.check(data)
+    job, text = load_spec(path, JobSpec)
     return LoadedJob(job=job, text=text)
+
+
+def load_spec(path: str | Path, model: type[Spec]) -> tuple[Spec, str]:
+    """As `load_job`, for a file of another kind: what it says as `model`, and its text."""
+    text = _read(Path(path))
+    reader = _Reader(name=str(path), model=model)
+    return reader.check(reader.parse(text), model), text
 
 
 def _read(path: Path) -> str:
@@ -85,6 +91,7 @@ class _Reader:
     """Keeps the lines and the problems of one file while it is read."""
 
     name: str
+    model: type[BaseModel] = JobSpec
     lines: dict[YamlPath, int] = field(default_factory=dict)
     written: dict[YamlPath, str] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
@@ -103,12 +110,12 @@ class _Reader:
         assert isinstance(data, dict)
         return data
 
-    def check(self, data: dict[Any, Any]) -> JobSpec:
+    def check(self, data: dict[Any, Any], model: type[Spec]) -> Spec:
         """The job, or JobFileError with all that was noted, in the file's order."""
-        job: JobSpec | None = None
+        job: Spec | None = None
         filled = self._expand(data, ())
         try:
-            job = JobSpec.model_validate(filled)
+            job = model.model_validate(filled)
         except ValidationError as error:
             self._note_invalid(error, filled)
         if self.problems or job is None:
@@ -118,7 +125,7 @@ class _Reader:
 
     def _look(self, root: yaml.Node | None) -> None:
         if root is None:
-            raise JobFileError([f"{self.name}: the file is empty; a job has the keys {known_keys(JobSpec)}"])
+            raise JobFileError([f"{self.name}: the file is empty; a job has the keys {known_keys(self.model)}"])
         if not isinstance(root, yaml.MappingNode):
             found = "a list" if isinstance(root, yaml.SequenceNode) else "plain text"
             said = f"found {found} where a job has lines of `key: value`, such as `name: my-job`"
@@ -182,7 +189,7 @@ class _Reader:
             # pydantic counts only the entries that passed: a list of nothing but wrong ones looks empty to it.
             hollow = item["type"] == "too_short" and bool(value)
             if path not in self.reported and not hollow:
-                said = sentence(item, value, self.written.get(path), self.expanded)
+                said = sentence(item, value, self.written.get(path), self.expanded, self.model)
                 merged.setdefault(path, []).append(said)
         for path, sentences in merged.items():
             self._note(self._line(path), path, join(sentences))

@@ -155,6 +155,16 @@ def language_warnings(specs: Iterable[TaskSpec], table: TaskTable) -> list[str]:
     return lines
 
 
+def prompt_template(spec: TaskSpec, table: TaskTable) -> str:
+    """The task's own prompt, else what the model's tasks.json (or the built-in default) has for its kind."""
+    return spec.prompt if spec.prompt is not None else table.prompts[spec.kind]
+
+
+def fill_prompt(template: str, language: str | None, question: str | None) -> str:
+    """`template` with the language's English name (English when None) and the question in place."""
+    return _fill(template, language=_language_name(language), question=question or "")
+
+
 def applies(kind: Kind, *, has_text: bool, has_image: bool) -> bool:
     """Whether a task of `kind` makes a row for a document: summaries and translations need text, captions an image."""
     match kind:
@@ -178,8 +188,7 @@ def location_key(source_path: str, source_row: int, task_fingerprint: str, model
 
 def _resolve(spec: TaskSpec, table: TaskTable, limits: LimitsSpec) -> Task:
     placement = spec.prompt_in or table.prompt_in
-    template = spec.prompt if spec.prompt is not None else table.prompts[spec.kind]
-    prompt = _fill(template, language=_language_name(spec.language), question=spec.question or "")
+    prompt = fill_prompt(prompt_template(spec, table), spec.language, spec.question)
     sampling = Sampling(
         max_tokens=spec.max_tokens,
         temperature=spec.temperature,

@@ -12,7 +12,9 @@ class Noun(NamedTuple):
 
     en: str
     en_pl: str
-    kinds: frozenset[str]  # p person, a animal, t thing; r read, w written, o opened, e eaten, b built, f fixed, c carried
+    kinds: frozenset[
+        str
+    ]  # p person, a animal, t thing; r read, w written, o opened, e eaten, b built, f fixed, c carried
     de_gender: str
     de: str
     de_oblique: str  # accusative and dative singular; differs for weak nouns only
