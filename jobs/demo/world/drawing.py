@@ -133,5 +133,3 @@ def _corners(x: float, y: float, radii: tuple[float, ...]) -> list[tuple[float, 
     """Points around a centre, the first one straight above it."""
     turns = [2 * math.pi * place / len(radii) for place in range(len(radii))]
     return [(x + r * math.sin(turn), y - r * math.cos(turn)) for r, turn in zip(radii, turns)]
-
-

@@ -48,9 +48,8 @@ ACCENTS = {
     "y": "ýÿ",
     "z": "žżź",
 }
-TOWN_ENDINGS = tuple(
-    "ford burg ville stad grad mouth dorf haven by holm wick ton bridge field au ow ice berg minster ley".split()
-)
+_ENDINGS = "ford burg ville stad grad mouth dorf haven by holm wick ton bridge field au ow ice berg minster ley"
+TOWN_ENDINGS = tuple(_ENDINGS.split())
 TOWN_BEGINNINGS = ("San", "Port", "New", "Upper", "Lower", "Bad", "Fort", "Santa", "Old", "Saint", "Mount", "Vila")
 FAMILY_BEGINNINGS = ("O'", "D'", "Mc", "Mac", "al-", "N'", "L'", "Fitz")
 

@@ -26,14 +26,17 @@ class Phrase:
     def say(self, dice: Dice, values: Mapping[str, str]) -> str:
         """The sentence, its first letter made large."""
         random = dice.random
-        out = []
+        out: list[str] = []
         for piece in self.pieces:
             if type(piece) is str:
                 out.append(piece)
             elif len(piece) == 1:
                 out.append(values[piece[0]])
             else:
-                out.append(piece[int(random() * len(piece))])
+                drawn = piece[int(random() * len(piece))]
+                while drawn in out:  # the roads and the roads
+                    drawn = piece[int(random() * len(piece))]
+                out.append(drawn)
         text = "".join(out)
         return text[0].upper() + text[1:]
 
