@@ -226,7 +226,8 @@ def _adjective(row: list[str]) -> Adjective:
 
 def _place(row: list[str]) -> Place:
     en, de, es, zh, ar = row
-    return Place(en, *de.split(), *es.split(), zh, ar)
+    (de_gender, de_word), (es_gender, es_word) = de.split(), es.split()
+    return Place(en, de_gender, de_word, es_gender, es_word, zh, ar)
 
 
 NOUNS = tuple(_noun(row) for row in _rows(_NOUNS))

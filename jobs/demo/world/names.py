@@ -127,7 +127,7 @@ def _word(dice: Dice, shortest: int, longest: int) -> str:
 def _syllables(dice: Dice, count: int) -> str:
     onsets, nuclei, codas = dice.pick(INVENTORIES)
     pick = dice.pick
-    parts = []
+    parts: list[str] = []
     for place in range(count):
         parts += (pick(onsets), pick(nuclei))
         if dice.random() < (0.7 if place == count - 1 else 0.25):
