@@ -6,12 +6,11 @@ from .phrase import phrases, word_lists
 
 LISTS = word_lists(
     """
-    office: planning office | building office | road office | tax office | water company | fire brigade | post office \
-| land registry | harbour office | health office | school board | town archive
-    ago: years ago | long ago | many years before | ten years ago | in another century | a generation ago | twenty years ago
-    other_thing: canal | park | prison | playground | stadium | airport | cinema | fountain | barn | castle | tunnel \
-| power station | garage | stable | cemetery | monument
-    other_past: demolished | moved | sold | closed | fenced in | burnt down | opened | surveyed | given away | lit up
+    office: planning office | building office | road office | tax office | water company | fire brigade \
+| post office | land registry | harbour office | health office | school board | town archive
+    ago: years ago | long ago | many years before | ten years ago | in another century | a generation ago \
+| twenty years ago
+    later: next year | one day | in a few years | after the winter | some other time
     vehicle: bus | truck | snow plough | fire engine | van | tractor | ambulance
     """
 )
@@ -62,6 +61,24 @@ DECOYS = phrases(
     on {other_date} {other_who} drove to {other_town} on other business.
     {other_who} will speak in {other_town} on {other_date}.
     the {other_thing} in {other_town} cost {other_amount} {ago}.
+    {ago} {other_who} {other_past} the {other_thing} for {other_amount}.
+    {other_who} would like to {other_base} the {other_thing} {later}.
+    the {other_thing} may be {other_past} {later}.
+    nobody has ever {other_past} the {other_thing}.
+    {other_ing} the {other_thing} was considered and given up.
+    the {other_noun} of the {other_thing} in {other_town} was put off.
+    the {other_noun} of the {other_thing} by {other_who} is an old story.
+    {other_who} promised to {other_base} the {other_thing} and never did.
+    for {other_amount} the {other_thing} could be {other_past} {later}.
+    the work was not done by {other_who}.
+    {other_who} did not do the work.
+    the work was not done in {other_town}.
+    the work was not done on {other_date}, although some remember it so.
+    the work did not cost {other_amount}.
+    it is not true that {other_amount} was paid for the work.
+    {other_who} of {other_town} watched the work for a while.
+    {other_who} could have done the work in {other_town} on {other_date}, but nobody asked.
+    {other_who} lent the tools for the work.
     on {other_date} the {office} sent {other_amount} to {other_town} for a new {vehicle}.
     """,
     LISTS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -90,14 +91,14 @@ def documents(
 
 def _report(name: str, dice: Dice, min_words: int, max_words: int) -> Document:
     report = draw_report(dice, min_words, max_words)
-    summary = {f"summary_{language}": text for language, text in summaries(report.facts).items()}
+    summary: dict[str, Any] = {f"summary_{language}": text for language, text in summaries(report.facts).items()}
     asked = _asked(draw_questions(dice, report.facts))
     return Document(doc_id=name, kind="report", body=report.body, words=report.words, **summary, **asked)
 
 
 def _note(name: str, dice: Dice) -> Document:
     note = draw_note(dice)
-    targets = {f"to_{language}": text for language, text in note.translations.items()}
+    targets: dict[str, Any] = {f"to_{language}": text for language, text in note.translations.items()}
     return Document(doc_id=name, kind="note", body=note.body, words=note.words, **targets)
 
 
@@ -105,11 +106,11 @@ def _scene(name: str, dice: Dice) -> Document:
     scene = scenes.draw_scene(dice)
     asked = _asked(scenes.draw_questions(dice, scene))
     photo, _ = draw(dice, scene)
-    captions = {f"caption_{language}": text for language, text in scenes.captions(scene).items()}
-    return Document(doc_id=name, kind="scene", photo=photo, **captions, **asked)
+    caption: dict[str, Any] = {f"caption_{language}": text for language, text in scenes.captions(scene).items()}
+    return Document(doc_id=name, kind="scene", photo=photo, **caption, **asked)
 
 
-def _asked(pairs: list[tuple[str, str]]) -> dict[str, str]:
+def _asked(pairs: list[tuple[str, str]]) -> dict[str, Any]:
     columns = {}
     for number, (question, answer) in enumerate(pairs, 1):
         columns[f"question_{number}"], columns[f"answer_{number}"] = question, answer

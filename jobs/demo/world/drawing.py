@@ -48,7 +48,7 @@ def draw(dice: Dice, scene: Scene) -> tuple[bytes, list[list[Placed]]]:
 
 def place(dice: Dice, scene: Scene) -> list[list[Placed]]:
     """A circle for every object: inside its group's part of the image, and apart from all others."""
-    return [_scatter(dice, group.count, box) for group, box in zip(scene.groups, _boxes(dice, scene))]
+    return [_scatter(dice, group.number, box) for group, box in zip(scene.groups, _boxes(dice, scene))]
 
 
 def _boxes(dice: Dice, scene: Scene) -> list[Box]:

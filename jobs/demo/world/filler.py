@@ -8,40 +8,42 @@ LISTS = word_lists(
     """
     body: committee | council | board | working group | building office | school board | association | road office \
 | audit team | parish | cooperative | women's club | choir | fire brigade
-    did: discussed | examined | postponed | welcomed | approved | questioned | praised | noted | rejected | compared \
-| reviewed | debated
-    topic: state of the roads | new timetable | price of timber | supply of water | plan for the winter | noise at night \
-| number of visitors | list of repairs | condition of the roofs | use of the old barn | shortage of teachers \
-| colour of the benches | future of the fair | lighting of the square | flow of traffic | rules for parking \
-| health of the trees | quality of the bread | depth of the river | care of the elderly
-    when: in the morning | at noon | during the break | last year | in the spring | after lunch | at the end of the day \
-| for an hour | once more | without haste | in the small hall | behind closed doors
+    did: discussed | examined | postponed | welcomed | approved | questioned | praised | noted | rejected \
+| compared | reviewed | debated
+    topic: state of the roads | new timetable | price of timber | supply of water | plan for the winter \
+| noise at night | number of visitors | list of repairs | condition of the roofs | use of the old barn \
+| shortage of teachers | colour of the benches | future of the fair | lighting of the square | flow of traffic \
+| rules for parking | health of the trees | quality of the bread | depth of the river | care of the elderly
+    when: in the morning | at noon | during the break | last year | in the spring | after lunch \
+| at the end of the day | for an hour | once more | without haste | in the small hall | behind closed doors
     weather: cold | warm | windy | wet | foggy | bright | dry | stormy | mild | grey | cloudy | frosty
     season: spring | summer | autumn | winter | harvest | school year | holiday season
     people: residents | children | pupils | drivers | shopkeepers | neighbours | fishermen | farmers | visitors \
 | young families | teachers | volunteers | musicians | cyclists
-    feel: were pleased | were patient | complained a little | asked many questions | stayed calm | helped where they could \
-| brought cake | had other worries | agreed at once | were of two minds | waited quietly | came in large numbers
+    feel: were pleased | were patient | complained a little | asked many questions | stayed calm \
+| helped where they could | brought cake | had other worries | agreed at once | were of two minds | waited quietly \
+| came in large numbers
     place: square | market | main street | river bank | old quarter | car park | churchyard | town garden | harbour \
 | high road | valley | east side | upper village | railway line
-    state: quiet | crowded | clean | muddy | empty | closed for a while | well lit | full of flowers | covered with leaves \
-| hard to reach | open as usual | slippery
+    state: quiet | crowded | clean | muddy | empty | closed for a while | well lit | full of flowers \
+| covered with leaves | hard to reach | open as usual | slippery
     item: bench | street lamp | sign | fence | gutter | bus shelter | notice board | flag pole | drain | hedge \
 | handrail | letter box | wooden gate | stone wall
     mended: replaced | painted green | moved a little | washed | tightened | taken away | looked at | counted again \
 | mended at no cost | oiled
     quality: good | fair | poor | better than feared | much as before | hard to judge | a surprise | under review
-    matter: budget | schedule | paperwork | insurance | training | safety plan | delivery | inventory | heating | cleaning
+    matter: budget | schedule | paperwork | insurance | training | safety plan | delivery | inventory | heating \
+| cleaning
     often: often | seldom | sometimes | usually | rarely | almost always | now and then
     number: two | three | four | five | six | seven | eight | nine | ten | eleven | twelve | twenty | thirty | forty
-    thing: chairs | lanterns | buckets | windows | ladders | bicycles | trees | maps | umbrellas | helmets | cables | pipes \
-| blankets | shovels | bricks | planks
+    thing: chairs | lanterns | buckets | windows | ladders | bicycles | trees | maps | umbrellas | helmets | cables \
+| pipes | blankets | shovels | bricks | planks
     event: concert | fair | open day | race | festival | exhibition | reading | football match | flower show | debate
     result: was a success | was put off | drew a small crowd | went well | ended early | had to move indoors \
 | was better than ever | needed more chairs | was soon forgotten | made everyone laugh
-    animal: dog | cat | goose | heron | fox | goat | owl | donkey | pigeon | hedgehog
-    animal_did: slept on the steps | watched from a wall | ate somebody's lunch | had to be led away | crossed the road \
-| followed the postman | sat in the rain | was fed by the children
+    animal: dog | cat | goose | heron | fox | goat | crow | donkey | pigeon | hedgehog
+    animal_did: slept on the steps | watched from a wall | ate somebody's lunch | had to be led away \
+| crossed the road | followed the postman | sat in the rain | was fed by the children
     reason: the ground was wet | the keys were missing | the lift was out of order | the lists were long \
 | the power failed | tools had to be shared | a lorry blocked the gate | the radio was too loud | the tide was high
     effect: things took longer than usual | nobody was hurt | patience was needed | a second look was useful \

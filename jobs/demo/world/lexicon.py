@@ -12,9 +12,9 @@ class Noun(NamedTuple):
 
     en: str
     en_pl: str
-    kinds: frozenset[
-        str
-    ]  # p person, a animal, t thing; r read, w written, o opened, e eaten, b built, f fixed, c carried
+    # p person, a animal, t thing; k kid; r is read, w written, o opened, e eaten, b built, f fixed,
+    # c small enough to lose, h worth carrying
+    kinds: frozenset[str]
     de_gender: str
     de: str
     de_oblique: str  # accusative and dative singular; differs for weak nouns only
@@ -70,13 +70,14 @@ doctor doctors | p | m Arzt Arztes Ärzte | m médico médicos | 位 医生 | m 
 farmer farmers | p | m Bauer/Bauern Bauern Bauern | m agricultor agricultores | 位 农民 | m مزارع مزارعون
 woman women | p | f Frau Frau Frauen | f mujer mujeres | 位 女士 | f امرأة نساء
 man men | p | m Mann Mannes Männer | m hombre hombres | 个 男人 | m رجل رجال
-girl girls | p | n Mädchen Mädchens Mädchen | f chica chicas | 个 女孩 | f فتاة فتيات
-boy boys | p | m Junge/Jungen Jungen Jungen | m chico chicos | 个 男孩 | m ولد أولاد
-child children | p | n Kind Kindes Kinder | m niño niños | 个 孩子 | m طفل أطفال
+girl girls | pk | n Mädchen Mädchens Mädchen | f chica chicas | 个 女孩 | f فتاة فتيات
+boy boys | pk | m Junge/Jungen Jungen Jungen | m chico chicos | 个 男孩 | m ولد أولاد
+child children | pk | n Kind Kindes Kinder | m niño niños | 个 孩子 | m طفل أطفال
 baker bakers | p | m Bäcker Bäckers Bäcker | m panadero panaderos | 位 面包师 | m خباز خبازون
 neighbour neighbours | p | m Nachbar/Nachbarn Nachbarn Nachbarn | m vecino vecinos | 位 邻居 | m جار جيران
 student students | p | m Student/Studenten Studenten Studenten | m estudiante estudiantes | 个 学生 | m طالب طلاب
-nurse nurses | p | f Krankenschwester Krankenschwester Krankenschwestern | f enfermera enfermeras | 位 护士 | f ممرضة ممرضات
+nurse nurses | p | f Krankenschwester Krankenschwester Krankenschwestern | f enfermera enfermeras | 位 护士 \
+| f ممرضة ممرضات
 driver drivers | p | m Fahrer Fahrers Fahrer | m conductor conductores | 位 司机 | m سائق سائقون
 queen queens | p | f Königin Königin Königinnen | f reina reinas | 位 女王 | f ملكة ملكات
 king kings | p | m König Königs Könige | m rey reyes | 位 国王 | m ملك ملوك
@@ -98,17 +99,17 @@ letter letters | trwc | m Brief Briefes Briefe | f carta cartas | 封 信 | f ر
 newspaper newspapers | trc | f Zeitung Zeitung Zeitungen | m periódico periódicos | 份 报纸 | f صحيفة صحف
 poem poems | rw | n Gedicht Gedichts Gedichte | m poema poemas | 首 诗 | f قصيدة قصائد
 car cars | tf | n Auto Autos Autos | m coche coches | 辆 汽车 | f سيارة سيارات
-bicycle bicycles | tfc | n Fahrrad Fahrrads Fahrräder | f bicicleta bicicletas | 辆 自行车 | f دراجة دراجات
+bicycle bicycles | tfh | n Fahrrad Fahrrads Fahrräder | f bicicleta bicicletas | 辆 自行车 | f دراجة دراجات
 boat boats | tfb | n Boot Bootes Boote | m barco barcos | 艘 船 | m قارب قوارب
-clock clocks | tfc | f Uhr Uhr Uhren | m reloj relojes | 个 钟 | f ساعة ساعات
+clock clocks | tfch | f Uhr Uhr Uhren | m reloj relojes | 个 钟 | f ساعة ساعات
 door doors | tfo | f Tür Tür Türen | f puerta puertas | 扇 门 | m باب أبواب
 window windows | tfo | n Fenster Fensters Fenster | f ventana ventanas | 扇 窗户 | f نافذة نوافذ
-box boxes | toc | f Kiste Kiste Kisten | f caja cajas | 个 箱子 | m صندوق صناديق
-table tables | tfbc | m Tisch Tisches Tische | f mesa mesas | 张 桌子 | f طاولة طاولات
-chair chairs | tfbc | m Stuhl Stuhles Stühle | f silla sillas | 把 椅子 | m كرسي كراسي
-suitcase suitcases | tofc | m Koffer Koffers Koffer | f maleta maletas | 个 行李箱 | f حقيبة حقائب
+box boxes | toch | f Kiste Kiste Kisten | f caja cajas | 个 箱子 | m صندوق صناديق
+table tables | tfh | m Tisch Tisches Tische | f mesa mesas | 张 桌子 | f طاولة طاولات
+chair chairs | tfh | m Stuhl Stuhles Stühle | f silla sillas | 把 椅子 | m كرسي كراسي
+suitcase suitcases | tofch | m Koffer Koffers Koffer | f maleta maletas | 个 行李箱 | f حقيبة حقائب
 key keys | tc | m Schlüssel Schlüssels Schlüssel | f llave llaves | 把 钥匙 | m مفتاح مفاتيح
-lamp lamps | tfc | f Lampe Lampe Lampen | f lámpara lámparas | 盏 灯 | m مصباح مصابيح
+lamp lamps | tfch | f Lampe Lampe Lampen | f lámpara lámparas | 盏 灯 | m مصباح مصابيح
 shirt shirts | tc | n Hemd Hemdes Hemden | f camisa camisas | 件 衬衫 | m قميص قمصان
 hat hats | tc | m Hut Hutes Hüte | m sombrero sombreros | 顶 帽子 | f قبعة قبعات
 coat coats | tc | m Mantel Mantels Mäntel | m abrigo abrigos | 件 外套 | m معطف معاطف
@@ -118,39 +119,43 @@ apple apples | tec | m Apfel Apfels Äpfel | f manzana manzanas | 个 苹果 | f
 orange oranges | tec | f Orange Orange Orangen | f naranja naranjas | 个 橙子 | f برتقالة برتقالات
 cake cakes | tec | m Kuchen Kuchens Kuchen | m pastel pasteles | 个 蛋糕 | f كعكة كعكات
 egg eggs | tec | n Ei Eies Eier | m huevo huevos | 个 鸡蛋 | f بيضة بيضات
-picture pictures | tc | n Bild Bildes Bilder | m cuadro cuadros | 幅 画 | f لوحة لوحات
-map maps | trc | f Landkarte Landkarte Landkarten | m mapa mapas | 张 地图 | f خريطة خرائط
+picture pictures | tch | n Bild Bildes Bilder | m cuadro cuadros | 幅 画 | f لوحة لوحات
+map maps | tc | f Landkarte Landkarte Landkarten | m mapa mapas | 张 地图 | f خريطة خرائط
 ball balls | tc | m Ball Balles Bälle | f pelota pelotas | 个 球 | f كرة كرات
-house houses | tfb | n Haus Hauses Häuser | f casa casas | 栋 房子 | m منزل منازل
-bridge bridges | fb | f Brücke Brücke Brücken | m puente puentes | 座 桥 | m جسر جسور
-tower towers | tfb | m Turm Turmes Türme | f torre torres | 座 塔 | m برج أبراج
+house houses | tb | n Haus Hauses Häuser | f casa casas | 栋 房子 | m منزل منازل
+bridge bridges | b | f Brücke Brücke Brücken | m puente puentes | 座 桥 | m جسر جسور
+tower towers | tb | m Turm Turmes Türme | f torre torres | 座 塔 | m برج أبراج
 ring rings | tc | m Ring Ringes Ringe | m anillo anillos | 枚 戒指 | m خاتم خواتم
-ladder ladders | tfc | f Leiter Leiter Leitern | f escalera escaleras | 架 梯子 | m سلم سلالم
-machine machines | tfb | f Maschine Maschine Maschinen | f máquina máquinas | 台 机器 | f آلة آلات
-guitar guitars | tfc | f Gitarre Gitarre Gitarren | f guitarra guitarras | 把 吉他 | m غيتار غيتارات
+ladder ladders | tfh | f Leiter Leiter Leitern | f escalera escaleras | 架 梯子 | m سلم سلالم
+machine machines | tfh | f Maschine Maschine Maschinen | f máquina máquinas | 台 机器 | f آلة آلات
+guitar guitars | tfch | f Gitarre Gitarre Gitarren | f guitarra guitarras | 把 吉他 | m غيتار غيتارات
 """
 
 # English comparative | kinds | German comparative | copula and forms | attribute predicate | m f m-plural | elative
 _ADJECTIVES = """
 big | bigger | at | groß größer | ser grande grande grandes grandes | 大 大 | كبير كبيرة كبار | أكبر
-small | smaller | apt | klein kleiner | ser pequeño pequeña pequeños pequeñas | 小 小 | صغير صغيرة صغار | أصغر
+small | smaller | at | klein kleiner | ser pequeño pequeña pequeños pequeñas | 小 小 | صغير صغيرة صغار | أصغر
 new | newer | t | neu neuer | ser nuevo nueva nuevos nuevas | 新 新 | جديد جديدة جدد | أحدث
 old | older | t | alt älter | ser viejo vieja viejos viejas | 旧 旧 | قديم قديمة قدماء | أقدم
 old | older | p | alt älter | ser viejo vieja viejos viejas | 年老的 年老 | مسن مسنة مسنون | أكبر سنا
 young | younger | p | jung jünger | ser joven joven jóvenes jóvenes | 年轻的 年轻 | شاب شابة شبان | أصغر سنا
 heavy | heavier | t | schwer schwerer | ser pesado pesada pesados pesadas | 沉重的 重 | ثقيل ثقيلة ثقال | أثقل
 cheap | cheaper | t | billig billiger | ser barato barata baratos baratas | 便宜的 便宜 | رخيص رخيصة رخاص | أرخص
-beautiful | more beautiful | apt | schön schöner | ser hermoso hermosa hermosos hermosas | 美丽的 美丽 | جميل جميلة جميلون | أجمل
+beautiful | more beautiful | at | schön schöner | ser hermoso hermosa hermosos hermosas | 美丽的 美丽 \
+| جميل جميلة جميلون | أجمل
 clean | cleaner | t | sauber sauberer | estar limpio limpia limpios limpias | 干净的 干净 | نظيف نظيفة نظيفون | أنظف
 dirty | | at | schmutzig | estar sucio sucia sucios sucias | 脏的 脏 | متسخ متسخة متسخون |
 strong | stronger | ap | stark stärker | ser fuerte fuerte fuertes fuertes | 强壮的 强壮 | قوي قوية أقوياء | أقوى
-clever | cleverer | ap | klug klüger | ser inteligente inteligente inteligentes inteligentes | 聪明的 聪明 | ذكي ذكية أذكياء | أذكى
+clever | cleverer | ap | klug klüger | ser inteligente inteligente inteligentes inteligentes | 聪明的 聪明 \
+| ذكي ذكية أذكياء | أذكى
 tired | | ap | müd | estar cansado cansada cansados cansadas | 疲惫的 疲惫 | متعب متعبة متعبون |
 happy | happier | p | glücklich glücklicher | ser feliz feliz felices felices | 快乐的 快乐 | سعيد سعيدة سعداء | أسعد
-friendly | friendlier | ap | freundlich freundlicher | ser amable amable amables amables | 友好的 友好 | ودود ودودة ودودون |
+friendly | friendlier | ap | freundlich freundlicher | ser amable amable amables amables | 友好的 友好 \
+| ودود ودودة ودودون | أكثر ودا
 tall | taller | p | groß größer | ser alto alta altos altas | 高大的 高 | طويل طويلة طوال | أطول
 rich | richer | p | reich reicher | ser rico rica ricos ricas | 富有的 富有 | غني غنية أغنياء | أغنى
-famous | more famous | p | berühmt berühmter | ser famoso famosa famosos famosas | 著名的 有名 | مشهور مشهورة مشهورون | أشهر
+famous | more famous | p | berühmt berühmter | ser famoso famosa famosos famosas | 著名的 有名 \
+| مشهور مشهورة مشهورون | أشهر
 hungry | | ap | hungrig | estar hambriento hambrienta hambrientos hambrientas | 饥饿的 饿 | جائع جائعة جائعون |
 red | | t | rot | | 红色的 | أحمر حمراء حمر |
 blue | | t | blau | | 蓝色的 | أزرق زرقاء زرق |
@@ -221,7 +226,8 @@ def _adjective(row: list[str]) -> Adjective:
 
 def _place(row: list[str]) -> Place:
     en, de, es, zh, ar = row
-    return Place(en, *de.split(), *es.split(), zh, ar)
+    (de_gender, de_word), (es_gender, es_word) = de.split(), es.split()
+    return Place(en, de_gender, de_word, es_gender, es_word, zh, ar)
 
 
 NOUNS = tuple(_noun(row) for row in _rows(_NOUNS))
@@ -239,7 +245,12 @@ def adjectives_of(noun: Noun) -> tuple[Adjective, ...]:
     return _FITTING[noun]
 
 
-_FITTING = {noun: tuple(a for a in ADJECTIVES if not a.kinds.isdisjoint(noun.kinds & set("pat"))) for noun in NOUNS}
-# A poem and a bridge are things too, though nobody sells them here.
-for _bare in (noun for noun in NOUNS if noun.kinds.isdisjoint("pat")):
-    _FITTING[_bare] = tuple(a for a in ADJECTIVES if a.en in ("new", "old", "beautiful") and "t" in a.kinds)
+def _fits(adjective: Adjective, noun: Noun) -> bool:
+    if noun.kinds.isdisjoint("pat"):  # a poem, a bridge: things that nobody sells here
+        return adjective.en in ("new", "old", "beautiful") and "t" in adjective.kinds
+    if "k" in noun.kinds and adjective.en == "old":
+        return False
+    return not adjective.kinds.isdisjoint(noun.kinds & set("pat"))
+
+
+_FITTING = {noun: tuple(adjective for adjective in ADJECTIVES if _fits(adjective, noun)) for noun in NOUNS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .dice import Dice
-from .lexicon import ADJECTIVES, PLACES, Adjective, Noun, Place, adjectives_of, nouns_of
+from .lexicon import PLACES, Adjective, Noun, Place, adjectives_of, nouns_of
 from .names import family_name, town
 from .verbs import PREPOSITIONS, TIMES, VERBS, Preposition, Time, Verb
 
@@ -60,11 +60,11 @@ class Sentence(NamedTuple):
 
 
 _OWNABLE = tuple(noun for noun in nouns_of("at"))
-_HAVEABLE = tuple(noun for noun in nouns_of("at") if noun.kinds.isdisjoint("o") or "c" in noun.kinds)
+_HAVEABLE = tuple(noun for noun in nouns_of("at") if noun.kinds.isdisjoint("o") or not noun.kinds.isdisjoint("ch"))
 _PEOPLE = nouns_of("p")
 _COUNTED = nouns_of("pat")
-_COMPARED = nouns_of("pat")
-_DEGREES = tuple(adjective for adjective in ADJECTIVES if adjective.es_copula)
+_PASSING = frozenset({"young", "tired", "happy", "hungry", "rich", "dirty", "strong"})
+_LIVING = nouns_of("pa")
 
 
 def draw_sentence(dice: Dice) -> Sentence:
@@ -101,7 +101,11 @@ def _because(dice: Dice) -> Sentence:
 def _when(dice: Dice) -> Sentence:
     main = _does(dice, "past", simple=True)
     if dice.chance(0.25):
-        return Sentence(main, "when", _is(dice, tense="past", bare=True)._replace(very=False, negative=False))
+        while True:
+            state = _is(dice, tense="past", bare=True)
+            if state.adjective is not None and state.adjective.en in _PASSING:
+                break
+        return Sentence(main, "when", state._replace(very=False, negative=False))
     return Sentence(main, "when", _does(dice, "past", simple=True)._replace(negative=False))
 
 
@@ -120,7 +124,8 @@ def _does(dice: Dice, tense: str, *, simple: bool = False, single: bool = False)
     what = _object(dice, object_noun, plain=negative, avoid=noun) if object_noun else None
     where = _where(dice) if verb.placed and not negative and dice.chance(0.2 if simple else 0.4) else None
     when = None
-    if tense == "pres" or (tense == "past" and not simple and dice.chance(0.6)):
+    # "does not sing every day" would be another thing in Chinese, so the negated present has no time.
+    if (tense == "pres" and not negative) or (tense == "past" and not simple and dice.chance(0.6)):
         when = dice.pick(TIMES[tense])
     first = when is not None and dice.chance(0.4)
     return Clause("do", tense, subject, verb, what, None, False, negative, where, when, first)
@@ -183,10 +188,10 @@ def _where(dice: Dice) -> Where:
     return Where(dice.pick(PREPOSITIONS), dice.pick(PLACES))
 
 
-def _described(dice: Dice, degrees: bool = False) -> tuple[Noun, Adjective]:
+def _described(dice: Dice, nouns: tuple[Noun, ...] = _COUNTED, degrees: bool = False) -> tuple[Noun, Adjective]:
     """A noun and what can be said of it, a combination of this split."""
     while True:
-        noun = dice.pick(_COMPARED)
+        noun = dice.pick(nouns)
         adjective = dice.pick(adjectives_of(noun))
         wanted = adjective.en_more if degrees else adjective.es_copula
         if wanted and dice.fits("clause", f"{noun.en} is {adjective.en}"):
@@ -196,7 +201,7 @@ def _described(dice: Dice, degrees: bool = False) -> tuple[Noun, Adjective]:
 def _is(dice: Dice, tense: str = "", bare: bool = False) -> Clause:
     """Subject, is or was, adjective; `bare` is for a subordinate clause: one subject, no time."""
     tense = tense or dice.pick(("past", "pres"))
-    noun, adjective = _described(dice)
+    noun, adjective = _described(dice, _LIVING if bare else _COUNTED)
     subject = _subject(dice, noun, plain=True, single=bare)
     if subject.adjective:
         subject = subject._replace(adjective=None)
@@ -213,7 +218,7 @@ def _than(dice: Dice) -> Clause:
     if noun.person and dice.chance(0.4):
         subject = _titled(dice)
     while True:
-        other_noun = dice.pick(_COMPARED)
+        other_noun = dice.pick(_COUNTED)
         if other_noun is not noun and adjective in adjectives_of(other_noun):
             break
     other = Phrase("the", other_noun, plural=subject.plural)

@@ -48,9 +48,8 @@ ACCENTS = {
     "y": "ýÿ",
     "z": "žżź",
 }
-TOWN_ENDINGS = tuple(
-    "ford burg ville stad grad mouth dorf haven by holm wick ton bridge field au ow ice berg minster ley".split()
-)
+_ENDINGS = "ford burg ville stad grad mouth dorf haven by holm wick ton bridge field au ow ice berg minster ley"
+TOWN_ENDINGS = tuple(_ENDINGS.split())
 TOWN_BEGINNINGS = ("San", "Port", "New", "Upper", "Lower", "Bad", "Fort", "Santa", "Old", "Saint", "Mount", "Vila")
 FAMILY_BEGINNINGS = ("O'", "D'", "Mc", "Mac", "al-", "N'", "L'", "Fitz")
 
@@ -128,7 +127,7 @@ def _word(dice: Dice, shortest: int, longest: int) -> str:
 def _syllables(dice: Dice, count: int) -> str:
     onsets, nuclei, codas = dice.pick(INVENTORIES)
     pick = dice.pick
-    parts = []
+    parts: list[str] = []
     for place in range(count):
         parts += (pick(onsets), pick(nuclei))
         if dice.random() < (0.7 if place == count - 1 else 0.25):

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Protocol
 
 from .dice import Dice
+
+
+class Values(Protocol):
+    """What fills the slots that have no word list; it may draw a value when it is asked for one."""
+
+    def __getitem__(self, slot: str, /) -> str: ...
 
 
 class Phrase:
@@ -23,17 +30,20 @@ class Phrase:
             else:
                 self.pieces.append(lists.get(piece) or (piece,))
 
-    def say(self, dice: Dice, values: Mapping[str, str]) -> str:
+    def say(self, dice: Dice, values: Values) -> str:
         """The sentence, its first letter made large."""
         random = dice.random
-        out = []
+        out: list[str] = []
         for piece in self.pieces:
             if type(piece) is str:
                 out.append(piece)
             elif len(piece) == 1:
                 out.append(values[piece[0]])
             else:
-                out.append(piece[int(random() * len(piece))])
+                drawn = piece[int(random() * len(piece))]
+                while drawn in out:  # the roads and the roads
+                    drawn = piece[int(random() * len(piece))]
+                out.append(drawn)
         text = "".join(out)
         return text[0].upper() + text[1:]
 

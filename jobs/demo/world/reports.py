@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .decoys import DECOYS
 from .dice import Dice
 from .fact_phrases import PARTITIONS, PHRASES, SHORT_PARTITIONS
-from .facts import Facts, draw_amount, draw_date, draw_facts
+from .facts import ACTIONS, THINGS, Facts, draw_amount, draw_date, draw_facts
 from .filler import FILLER, SHORT_FILLER
 from .names import person, town
 
@@ -20,6 +20,8 @@ LONG_LEAST = 300
 SHORT_REPORT = 60
 SENTENCES_PER_PARAGRAPH = 6
 OTHER_THINGS = ("canal", "park", "prison", "stadium", "airport", "cinema", "fountain", "castle", "tunnel", "garage")
+ACTS = frozenset({"other_past", "other_base", "other_ing", "other_noun"})  # these may be the fact's own
+OTHER_PASTS = ("closed", "moved", "demolished", "sold", "fenced in", "surveyed", "given away", "lit up")
 
 
 class Report(NamedTuple):
@@ -44,7 +46,8 @@ class Others:
     def __getitem__(self, slot: str) -> str:
         """A fresh value for the slot, as a template asks for it."""
         value = getattr(self, slot)()
-        self.used.add(value)
+        if slot not in ACTS:
+            self.used.add(value)
         return value
 
     def other_who(self) -> str:
@@ -74,8 +77,28 @@ class Others:
         return other.en
 
     def other_thing(self) -> str:
-        """A building no report is about."""
-        return self.dice.pick(OTHER_THINGS)
+        """Another building, which may be one that other reports are about."""
+        if self.dice.chance(0.4):
+            return self.dice.pick(OTHER_THINGS)
+        while (thing := self.dice.pick(THINGS)) is self.facts.thing:
+            pass
+        return thing.en
+
+    def other_past(self) -> str:
+        """Anything that was once done to another building, perhaps the very same."""
+        return self.dice.pick(OTHER_PASTS) if self.dice.chance(0.4) else self.dice.pick(ACTIONS).past
+
+    def other_base(self) -> str:
+        """What may be done to another building."""
+        return self.dice.pick(ACTIONS).base
+
+    def other_ing(self) -> str:
+        """Doing it."""
+        return self.dice.pick(ACTIONS).ing
+
+    def other_noun(self) -> str:
+        """The act of it."""
+        return self.dice.pick(ACTIONS).noun
 
 
 class FactWords(dict[str, str]):

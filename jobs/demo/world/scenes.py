@@ -52,28 +52,28 @@ INVERSE = {"left": "to the right of", "above": "below"}
 class Group(NamedTuple):
     """So many objects of one colour and shape."""
 
-    count: int
+    number: int
     colour: Colour
     shape: Shape
 
     @property
     def en(self) -> str:
         """`three red circles`, `one blue square`."""
-        return f"{COUNTS[self.count - 1]} {self.colour.en} {self.noun}"
+        return f"{COUNTS[self.number - 1]} {self.colour.en} {self.noun}"
 
     @property
     def noun(self) -> str:
         """The shape's word in the number of the group."""
-        return self.shape.en if self.count == 1 else self.shape.plural
+        return self.shape.en if self.number == 1 else self.shape.plural
 
     def de(self, *, dative: bool) -> str:
         """The group in German, nominative or dative, as it stands without an article but for `ein`."""
         colour, shape = self.colour.de, self.shape
-        if self.count == 1:
+        if self.number == 1:
             if dative:
                 return f"einem {colour}en {shape.de}"
             return f"ein {colour}{'es' if shape.neuter else 'er'} {shape.de}"
-        number = COUNTS_DE[self.count - 1]
+        number = COUNTS_DE[self.number - 1]
         if dative:
             return f"{number} {colour}en {shape.de_plural}n"
         return f"{number} {colour}e {shape.de_plural}"
@@ -146,7 +146,7 @@ def _how_many(dice: Dice, scene: Scene) -> tuple[str, str]:
         group = dice.pick(scene.groups)
         what = f"{group.colour.en} {group.shape.plural}"
     question = dice.pick(("How many {} are there?", "How many {} can you see?"))
-    return question.format(what), COUNTS[group.count - 1]
+    return question.format(what), COUNTS[group.number - 1]
 
 
 def _what_colour(dice: Dice, scene: Scene) -> tuple[str, str] | None:
@@ -154,7 +154,7 @@ def _what_colour(dice: Dice, scene: Scene) -> tuple[str, str] | None:
     if not unique:
         return None
     group = dice.pick(unique)
-    is_are = "is" if group.count == 1 else "are"
+    is_are = "is" if group.number == 1 else "are"
     question = dice.pick(("What colour {} the {}?", "Which colour {} the {}?"))
     return question.format(is_are, group.noun), group.colour.en
 

@@ -106,11 +106,13 @@ def _does(meaning: Clause) -> str:
         words = verb.es[2 * (meaning.tense == "past") + plural]
     if verb.es_se:
         words = f"se {words}"
-    return f"{words} {_object(meaning.object, meaning.negative)}" if meaning.object is not None else words
+    return f"{words} {_object(meaning.object, meaning.negative, verb.es_a)}" if meaning.object is not None else words
 
 
-def _object(what: Phrase, negative: bool) -> str:
+def _object(what: Phrase, negative: bool, animals: bool) -> str:
+    """With a before people, and where the verb wants it before a certain animal."""
     words = phrase(what, no=negative)
-    if what.noun is None or (what.noun.person and what.owner is None):
+    known = what.kind in ("the", "owned")
+    if what.noun is None or what.noun.person or (animals and known and "a" in what.noun.kinds):
         return contract("a", words)
     return words

@@ -11,7 +11,11 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
     "what": ("What did {who} do?", "What did {who} do in {town}?", "What does the report say {who} did?"),
     "where": ("Where was the {thing} {past}?", "In which town was the work done?", "Where did {who} do the work?"),
     "when": ("When was the {thing} {past}?", "On which day was the work done?", "When did {who} do the work?"),
-    "much": ("How much did it cost to {base} the {thing}?", "How much did the work cost?", "What was the price?"),
+    "much": (
+        "How much did it cost to {base} the {thing}?",
+        "How much did the work cost?",
+        "What was paid for the work?",
+    ),
 }
 
 
