@@ -55,7 +55,7 @@ class Optimizer:
             yield weight.grad
 
     def update(self, rate: float) -> float:
-        """Clip, update at learning rate `rate`, drop the gradients; the norm before clipping (no update if not finite)."""
+        """Clip, update at learning rate `rate`, drop the gradients; the norm before clipping (if finite)."""
         norm = float(nn.utils.clip_grad_norm_(list(self._weights.values()), self._clip))
         if math.isfinite(norm):
             for group in self._adam.param_groups:

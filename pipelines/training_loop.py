@@ -29,7 +29,7 @@ _BUCKET = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """All a worker needs. `fingerprint` is the run's own, its checkpoints bear it; `extra_files` go beside the model."""
+    """All a worker needs. `fingerprint` marks the run's checkpoints; `extra_files` go beside the model."""
 
     device: str
     threads: int | None
