@@ -199,6 +199,18 @@ SENTENCES: list[tuple[Sentence, str, str, str, str, str]] = [
         "ليست النساء المسنات غنيات.",
     ),
     (
+        Sentence(
+            state(
+                "be", "past", the("teacher", plural=True), "young", "teacher", when=TIME["last year"], when_first=True
+            )
+        ),
+        "Last year the teachers were young.",
+        "Letztes Jahr waren die Lehrer jung.",
+        "El año pasado los profesores eran jóvenes.",
+        "去年那些老师很年轻。",
+        "العام الماضي كان المعلمون شبانا.",
+    ),
+    (
         Sentence(does(the("painter", plural=True), "draw", the("door", "green"), negative=True)),
         "The painters did not draw the green door.",
         "Die Maler zeichneten die grüne Tür nicht.",

@@ -72,8 +72,8 @@ def definite(word: str) -> str:
 
 
 def _indefinite(word: str, case: str, *, diptote: bool = False) -> str:
-    """The accusative is written with alif, but after ة, اء and ى, and on words without tanwin."""
-    if case != "acc" or diptote or word.endswith(("ة", "اء", "ى")):
+    """The accusative is written with alif, but after ة, اء, ى and sound plurals, and on words without tanwin."""
+    if case != "acc" or diptote or word.endswith(("ة", "اء", "ى", "ات", "ين")):
         return word
     return word + "ا"
 
@@ -150,9 +150,7 @@ def _is(meaning: Clause, subject: str, she: bool, subject_first: bool) -> str:
     assert adjective is not None
     past, no = meaning.tense == "past", meaning.negative
     case = "acc" if past or no else "nom"
-    word = _agreeing(adjective, meaning.subject, case)
-    if not (meaning.subject.plural and meaning.subject.noun and meaning.subject.noun.person):
-        word = _indefinite(word, case, diptote=adjective.diptote)
+    word = _indefinite(_agreeing(adjective, meaning.subject, case), case, diptote=adjective.diptote)
     very = " جدا" if meaning.very else ""
     if past:
         verb = (("لم تكن" if she else "لم يكن") if no else ("كانت" if she else "كان")) + " "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -48,14 +48,12 @@ class Document:
 
     def row(self) -> dict[str, str | bytes | int | None]:
         """The columns by name, in the schema's order."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
+COLUMNS = tuple(Document.__dataclass_fields__)
 SCHEMA = pa.schema(
-    [
-        pa.field(name, {"photo": pa.binary(), "words": pa.int32()}.get(name, pa.string()))
-        for name in Document.__dataclass_fields__
-    ]
+    [pa.field(name, {"photo": pa.binary(), "words": pa.int32()}.get(name, pa.string())) for name in COLUMNS]
 )
 
 

@@ -68,7 +68,7 @@ _ALONE = {
         the {work} cost {amount} instead of {other_amount}.
         an offer of {other_amount} was refused, and {amount} was paid for the {work}.
         the sum spent on the {work} was {amount}.
-        {other_amount} had been set aside for the {work}, of which {amount} was spent.
+        {other_amount} had been set aside for the {work}, but {amount} was spent.
         the final bill, corrected from {other_amount}, was {amount}.
         """,
 }
@@ -94,7 +94,7 @@ _TOGETHER = {
         the {thing} was {past} on {date}.
         the {noun} of the {thing} took place on {date}.
         {finally} the {thing} was {past} on {date}.
-        the {thing} was {past} on {date}, later than the {other_date} first planned.
+        the {thing} was {past} on {date}, not on {other_date} as first planned.
         this report is about the {noun} of the {thing} on {date}.
         """,
     "what much": """

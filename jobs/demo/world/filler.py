@@ -26,7 +26,7 @@ LISTS = word_lists(
     place: square | market | main street | river bank | old quarter | car park | churchyard | town garden | harbour \
 | high road | valley | east side | upper village | railway line
     state: quiet | crowded | clean | muddy | empty | closed for a while | well lit | full of flowers \
-| covered with leaves | hard to reach | open as usual | slippery
+| covered with leaves | hard to reach | open to all | slippery
     item: bench | street lamp | sign | fence | gutter | bus shelter | notice board | flag pole | drain | hedge \
 | handrail | letter box | wooden gate | stone wall
     mended: replaced | painted green | moved a little | washed | tightened | taken away | looked at | counted again \

@@ -127,6 +127,9 @@ def _does(dice: Dice, tense: str, *, simple: bool = False, single: bool = False)
     # "does not sing every day" would be another thing in Chinese, so the negated present has no time.
     if (tense == "pres" and not negative) or (tense == "past" and not simple and dice.chance(0.6)):
         when = dice.pick(TIMES[tense])
+    if when is None and tense == "past" and not negative and subject.plural and verb.en[0] == verb.en[2]:
+        # "the students read a book" may be past or present
+        return _does(dice, tense, simple=simple, single=single)
     first = when is not None and dice.chance(0.4)
     return Clause("do", tense, subject, verb, what, None, False, negative, where, when, first)
 

@@ -21,7 +21,7 @@ SHORT_REPORT = 60
 SENTENCES_PER_PARAGRAPH = 6
 OTHER_THINGS = ("canal", "park", "prison", "stadium", "airport", "cinema", "fountain", "castle", "tunnel", "garage")
 ACTS = frozenset({"other_past", "other_base", "other_ing", "other_noun"})  # these may be the fact's own
-OTHER_PASTS = ("closed", "moved", "demolished", "sold", "fenced in", "surveyed", "given away", "lit up")
+OTHER_PASTS = ("closed", "moved", "demolished", "sold", "fenced in", "surveyed", "handed over", "lit up")
 
 
 class Report(NamedTuple):

@@ -13,6 +13,8 @@ SHOWCASE_SEED = 2026
 _LONG = {"min_words": 980, "max_words": 1000}
 _SHORT = {"min_words": 60, "max_words": 140}
 SIX = 6
+SHOWN_FROM = 60  # the notes and scenes shown are the first of so many that have something to show
+TELLING = 14  # words
 
 
 def tokenizer_texts(seed: int, count: int) -> Iterator[str]:
@@ -34,6 +36,9 @@ def showcase() -> list[Document]:
     seed, split = SHOWCASE_SEED, "held_out"
     shown = list(documents("report", seed=seed, split=split, start=0, count=1, **_LONG))
     shown += documents("report", seed=seed, split=split, start=1, count=SIX - 1, **_SHORT)
-    for kind in ("note", "scene"):
-        shown += documents(kind, seed=seed, split=split, start=0, count=SIX)
+    notes = documents("note", seed=seed, split=split, start=0, count=SHOWN_FROM)
+    shown += [note for note in notes if note.words and note.words >= TELLING][:SIX]
+    scenes = list(documents("scene", seed=seed, split=split, start=0, count=SHOWN_FROM))
+    for words, count in ((" to the left of ", 3), (" above ", 2), ("", 1)):
+        shown += [scene for scene in scenes if words in (scene.caption_en or "") and scene not in shown][:count]
     return shown
