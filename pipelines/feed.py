@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ from .source import RowGroup
 
 # A pool is one task of Ray Data: two are read ahead of the one in use.
 _AHEAD = 2
+_AHEAD_BYTES = 128 << 20
 _READER_CPUS = 0.1
+# A reader's niceness: on a machine without GPUs it shares the cores with the training itself.
+_NICENESS = 10
 _SKIPPED = pa.struct([(name, pa.int64() if name == "source_row" else pa.string()) for name in Skipped._fields])
 _EXAMPLE = pa.struct([("task", pa.int16()), ("prefix", pa.list_(pa.int32())), ("target", pa.list_(pa.int32()))])
 _ROW = pa.schema(
@@ -133,7 +137,9 @@ def _epoch(settings: FeedSettings, pools: list[list[int]], start: Cursor) -> Ite
     docs = docs.map_batches(
         Pool(settings), batch_size=1, batch_format="pyarrow", num_cpus=_READER_CPUS, concurrency=_AHEAD
     )
-    docs.context.execution_options.preserve_order = True
+    options = docs.context.execution_options
+    options.preserve_order = True
+    options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES)
     for pool, step, rows in _grouped(blocks(docs)):
         if (pool, step) < (start.pool, start.step):
             continue
@@ -165,6 +171,7 @@ class Pool:
         self._settings = settings
 
     def __call__(self, pools: pa.Table) -> pa.Table:
+        os.nice(max(0, _NICENESS - os.nice(0)))
         (pool,) = pools.to_pylist()
         settings = self._settings
         documents: list[TrainingDocument] = []

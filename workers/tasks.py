@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import langcodes
@@ -240,6 +241,7 @@ def _fill(template: str, **values: str) -> str:
         rest = rest[at + len(name) + 2 :]
 
 
+@cache
 def _language_name(tag: str | None) -> str:
     return langcodes.Language.get(tag or "en").display_name("en")
 
