@@ -1,9 +1,10 @@
-"""Training data as endless, seeded streams: Ray Data reads pools of rows, shuffles them, and cuts them into steps."""
+"""Training data in seeded pools: rows dealt out among lanes, read, shuffled, and cut into steps. Knows no Ray."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from infra.storage import stage_model
 from model_runtime.batches import Example, TrainingDocument
@@ -21,15 +21,14 @@ from workers.examples import Examples, Skipped, TrainingTask
 from workers.image_reader import ImageReader
 from workers.tasks import LimitsSpec, Placement
 
-from .graph import blocks
 from .job import SourceSpec
 from .read import Read, as_units
 from .source import RowGroup
 
-# A pool is one task of Ray Data: two are read ahead of the one in use.
-_AHEAD = 2
-_AHEAD_BYTES = 128 << 20
-_READER_CPUS = 0.1
+# Rows read together: a pool is made of whole pieces.
+_UNIT_ROWS = 1024
+# A pool holds no more pixels than this, whatever `shuffle_rows` says.
+_POOL_BYTES = 256 << 20
 # A reader's niceness: on a machine without GPUs it shares the cores with the training itself.
 _NICENESS = 10
 _SKIPPED = pa.struct([(name, pa.int64() if name == "source_row" else pa.string()) for name in Skipped._fields])
@@ -73,8 +72,16 @@ class FeedSettings:
     lanes: int
     documents: int
     shuffle_rows: int
+    image_size: int
     tasks_per_document: int | None
     seed: int
+
+    @property
+    def pool_rows(self) -> int:
+        """`shuffle_rows`, or as many as fit into a pool with an image each."""
+        if self.source.images is None:
+            return self.shuffle_rows
+        return max(1, min(self.shuffle_rows, _POOL_BYTES // (3 * self.image_size**2)))
 
     def folder(self) -> Path:
         """The start checkpoint's folder on this node, fetched when it is not there yet."""
@@ -100,7 +107,7 @@ class Step:
 def units_of(groups: Sequence[RowGroup], lanes: int) -> tuple[RowGroup, ...]:
     """Row groups cut so that every lane has something to read, as long as there are as many rows as lanes."""
     rows = sum(group.documents for group in groups)
-    most = max(1, -(-rows // max(lanes, 1)))
+    most = max(1, min(_UNIT_ROWS, -(-rows // max(lanes, 1))))
     units = []
     for group in groups:
         for start in range(0, group.documents, most):
@@ -110,58 +117,6 @@ def units_of(groups: Sequence[RowGroup], lanes: int) -> tuple[RowGroup, ...]:
                 group if whole else dataclasses.replace(group, only=list(only or ()), documents=len(only or ()))
             )
     return tuple(units)
-
-
-def steps(settings: FeedSettings, lane: int, start: Cursor) -> Iterator[Step]:
-    """The lane's steps from `start` on, for ever; the same for the same settings, whoever reads them and when.
-
-    Epochs follow each other: each deals all units anew among the lanes and shuffles rows anew within pools.
-    """
-    cursor = start
-    while True:
-        pools = _pools(settings, lane, cursor.epoch)
-        yield from _epoch(settings, pools, cursor)
-        cursor = Cursor(cursor.epoch + 1)
-
-
-def _epoch(settings: FeedSettings, pools: list[list[int]], start: Cursor) -> Iterator[Step]:
-    wanted = [
-        {"pool": n, "seed": _seed(settings.seed, start.epoch, *units), "units": units}
-        for n, units in enumerate(pools)
-        if n >= start.pool
-    ]
-    if not wanted:
-        return
-    table = pa.Table.from_pylist(wanted, schema=_POOL)
-    docs = ray.data.from_arrow([table.slice(i, 1) for i in range(table.num_rows)])
-    docs = docs.map_batches(
-        Pool(settings), batch_size=1, batch_format="pyarrow", num_cpus=_READER_CPUS, concurrency=_AHEAD
-    )
-    options = docs.context.execution_options
-    options.preserve_order = True
-    options.resource_limits = options.resource_limits.copy(object_store_memory=_AHEAD_BYTES)
-    for pool, step, rows in _grouped(blocks(docs)):
-        if (pool, step) < (start.pool, start.step):
-            continue
-        documents = [_document(row) for row in rows if row["skipped"] is None]
-        skipped = [Skipped(**row["skipped"]) for row in rows if row["skipped"] is not None]
-        yield Step(documents=documents, skipped=skipped, after=Cursor(start.epoch, pool, step + 1))
-
-
-def _grouped(tables: Iterator[pa.Table]) -> Iterator[tuple[int, int, list[dict]]]:
-    """(pool, step, its rows) in order; Ray may have cut a pool into several blocks."""
-    place: tuple[int, int] | None = None
-    rows: list[dict] = []
-    for table in tables:
-        for row in table.to_pylist():
-            here = (row["pool"], row["step"])
-            if place is not None and here != place:
-                yield *place, rows
-                rows = []
-            place = here
-            rows.append(row)
-    if place is not None:
-        yield *place, rows
 
 
 class Pool:
@@ -191,14 +146,15 @@ class Pool:
         return pa.Table.from_pylist(rows, schema=_ROW)
 
 
-def _pools(settings: FeedSettings, lane: int, epoch: int) -> list[list[int]]:
+def pool_units(settings: FeedSettings, lane: int, epoch: int) -> list[list[int]]:
     """The lane's units in the epoch's order, gathered into pools of about `shuffle_rows` rows."""
     order = list(range(len(settings.units)))
     random.Random(_seed(settings.seed, epoch)).shuffle(order)
     pools: list[list[int]] = []
-    rows = settings.shuffle_rows
+    most = settings.pool_rows
+    rows = most
     for unit in order[lane :: settings.lanes]:
-        if rows >= settings.shuffle_rows:
+        if rows >= most:
             pools.append([])
             rows = 0
         pools[-1].append(unit)
@@ -217,6 +173,27 @@ def _some_tasks(document: TrainingDocument, most: int | None, chance: random.Ran
 def _seed(*parts: int) -> int:
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
+
+
+def pool_table(settings: FeedSettings, places: Sequence[tuple[int, int, int]]) -> pa.Table:
+    """What `Pool` takes, for pools given as (lane, epoch, number)."""
+    rows = []
+    for lane, epoch, number in places:
+        units = pool_units(settings, lane, epoch)[number]
+        rows.append({"pool": number, "seed": _seed(settings.seed, epoch, *units), "units": units})
+    return pa.Table.from_pylist(rows, schema=_POOL)
+
+
+def steps_of(table: pa.Table, epoch: int) -> Iterator[Step]:
+    """The steps of one pool's block, in order."""
+    for (pool, step), rows in itertools.groupby(table.to_pylist(), key=lambda row: (row["pool"], row["step"])):
+        documents, skipped = [], []
+        for row in rows:
+            if row["skipped"] is None:
+                documents.append(_document(row))
+            else:
+                skipped.append(Skipped(**row["skipped"]))
+        yield Step(documents=documents, skipped=skipped, after=Cursor(epoch, pool, step + 1))
 
 
 def _row(pool: int, step: int, document: TrainingDocument) -> dict:

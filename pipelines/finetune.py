@@ -23,9 +23,9 @@ from workers.examples import Skipped
 from .errors import JobError, RunError, TableError
 from .finetune_job import FinetuneSpec
 from .finetune_plan import Plan, gpus_per_trainer
-from .graph import quiet_context
 from .lease import Lease
 from .lineage import new_run_id, package_versions
+from .pools import PoolServer, steps
 from .training_checkpoint import Checkpoints, History, SkipLog
 from .training_loop import LoopSettings, TrainingLoop, Workers
 
@@ -81,12 +81,13 @@ def finetune(job: FinetuneSpec, plan: Plan, *, on_event: Callable[[Event], None]
 
 def _train(settings: LoopSettings, job: FinetuneSpec, ray_cluster: Cluster, on_event: Callable[[Event], None]) -> None:
     board = _Board.options(num_cpus=0).remote()
+    pools = PoolServer.options(num_cpus=0, max_concurrency=max(8, 2 * job.lanes)).remote(settings.feed)
     gpus = settings.device == "cuda"
     resources = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
     with tempfile.TemporaryDirectory(prefix="corpusmill-train-") as scratch, _forwarded(board, on_event):
         trainer = TorchTrainer(
             _work,
-            train_loop_config={"settings": settings, "board": board},
+            train_loop_config={"settings": settings, "board": board, "pools": pools},
             scaling_config=ScalingConfig(num_workers=job.workers.count, use_gpu=gpus, resources_per_worker=resources),
             run_config=RunConfig(
                 name=job.name, storage_path=scratch, failure_config=FailureConfig(max_failures=_RESTARTS)
@@ -106,10 +107,15 @@ def _work(config: dict[str, Any]) -> None:
     context, board = get_context(), config["board"]
     if ray.get(board.failure.remote()) is not None:
         return
-    quiet_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
     try:
-        TrainingLoop(config["settings"], workers, lambda event: board.post.remote(event)).run()
+        server = config["pools"]
+        TrainingLoop(
+            config["settings"],
+            workers,
+            lambda lane, cursor: steps(server, lane, cursor),
+            lambda event: board.post.remote(event),
+        ).run()
     except (RunError, ModelError, StorageError) as error:
         ray.get(board.fail.remote(error))
         raise

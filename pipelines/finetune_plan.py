@@ -40,6 +40,7 @@ class Plan:
     tasks: tuple[TrainingTask, ...]
     tasks_json: dict[str, Any]
     steps: int
+    image_size: int
     fingerprint: str
 
     def settings(self, cluster: Cluster) -> LoopSettings:
@@ -98,6 +99,7 @@ class Plan:
             lanes=job.lanes,
             documents=training.documents_per_lane,
             shuffle_rows=training.shuffle_rows,
+            image_size=self.image_size,
             tasks_per_document=training.tasks_per_document,
             seed=training.seed,
         )
@@ -139,6 +141,7 @@ def plan(job: FinetuneSpec) -> Plan:
         ),
         tasks_json=_tasks_json(job, table),
         steps=_steps(job, corpus),
+        image_size=processor.image_size,
         fingerprint=_fingerprint(job, base, corpus),
     )
 

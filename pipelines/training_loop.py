@@ -18,7 +18,7 @@ from model_runtime.training import Method, TrainingModel
 from workers.examples import Skipped
 
 from .errors import RunError, SkipRateError
-from .feed import Cursor, FeedSettings, Step, steps
+from .feed import Cursor, FeedSettings, Step
 from .source import RowGroup
 from .training_checkpoint import Checkpoints, History, Progress, SkipLog
 
@@ -89,9 +89,16 @@ class Workers:
 class TrainingLoop:
     """One worker's part of a run; made anew after a restart, it goes on from the newest checkpoint."""
 
-    def __init__(self, settings: LoopSettings, workers: Workers, post: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        settings: LoopSettings,
+        workers: Workers,
+        steps: Callable[[int, Cursor], Iterator[Step]],
+        post: Callable[[dict[str, Any]], None],
+    ) -> None:
         self._settings = settings
         self._workers = workers
+        self._steps = steps
         self._post = post if workers.rank == 0 else lambda event: None
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
@@ -109,7 +116,7 @@ class TrainingLoop:
     def run(self) -> None:
         """Train to the end and write the model; RunError, ModelError and StorageError end it for good."""
         progress = self._start()
-        streams = {lane: steps(self._settings.feed, lane, progress.cursors[lane]) for lane in self._lanes}
+        streams = {lane: self._steps(lane, progress.cursors[lane]) for lane in self._lanes}
         self._post({"event": "start", "step": progress.step, "seconds": progress.history.seconds})
         while progress.step < self._settings.schedule.steps:
             progress = self._step(progress, streams)
