@@ -38,11 +38,11 @@ class Stage:
 STAGES = (
     Stage(
         name="short", seed=11, reports=40_000, notes=60_000, scenes=60_000, min_words=30, max_words=80,
-        steps=3300, rate=3.5e-3, final_rate=0.4,
+        steps=2400, rate=3.5e-3, final_rate=0.4,
     ),
     Stage(
         name="long", seed=12, reports=36_000, notes=50_000, scenes=58_000, min_words=50, max_words=1000,
-        steps=3000, rate=1.8e-3, final_rate=0.01,
+        steps=2600, rate=1.8e-3, final_rate=0.01,
     ),
 )  # fmt: skip
 HELD_OUT = Stage(
