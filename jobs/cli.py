@@ -144,6 +144,24 @@ def finetune(
 
 
 @app.command()
+def evaluate(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The evaluation file (YAML).", show_default=False)],
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="Another table, scored on the same references.", show_default=False),
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Score a table against references, with intervals, and look for bad outputs.
+
+    Writes evaluation.json and evaluation.png into the file's output folder. Needs: pip install 'corpusmill\\[evaluate]'
+    """
+    from .evaluate import evaluate_file
+
+    evaluate_file(job, compare=compare, as_json=json)
+
+
+@app.command()
 def benchmark(
     figures: Annotated[
         str,

@@ -185,9 +185,9 @@ def code_version() -> dict[str, Any]:
     return version
 
 
-def package_versions() -> dict[str, str]:
+def package_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
     """Versions of Python and of the packages a result depends on, those that are installed."""
-    found = {name: version for name in _PACKAGES if (version := _version(name))}
+    found = {name: version for name in packages if (version := _version(name))}
     return {"python": platform.python_version(), **found}
 
 
