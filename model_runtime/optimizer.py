@@ -56,6 +56,8 @@ class Optimizer:
 
     def update(self, rate: float) -> float:
         """Clip, update at learning rate `rate`, drop the gradients; the norm before clipping (if finite)."""
+        for _ in self.gradients():
+            pass
         norm = float(nn.utils.clip_grad_norm_(list(self._weights.values()), self._clip))
         if math.isfinite(norm):
             for group in self._adam.param_groups:

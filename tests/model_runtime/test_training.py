@@ -87,8 +87,10 @@ def test_how_documents_are_batched_does_not_change_gradients(folder: Path) -> No
 
     whole, pieces = gradients(10**9), gradients(100)
     assert set(whole) == set(pieces) and len(whole) > 40
+    # Some are zero but for rounding (a key's bias moves no softmax), so the floor is that of all together.
+    total = torch.stack([gradient.norm() for gradient in whole.values()]).norm()
     for name, gradient in whole.items():
-        torch.testing.assert_close(pieces[name], gradient, rtol=1e-3, atol=1e-3, msg=name)
+        assert (pieces[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * total, name
 
 
 def test_micro_batches_keep_every_document_and_the_budget() -> None:
@@ -114,7 +116,7 @@ def test_a_large_vocabularys_loss_is_taken_in_pieces(folder: Path, monkeypatch: 
     monkeypatch.setattr(training, "_PIECE_LOGITS", 7 * SHAPE.vocab)
     pieces = loss_and_gradient()
     assert pieces[0] == pytest.approx(whole[0], rel=1e-6)
-    torch.testing.assert_close(pieces[1], whole[1], rtol=1e-4, atol=1e-5)
+    assert (pieces[1] - whole[1]).norm() <= 1e-5 * whole[1].norm()
 
 
 def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
@@ -125,8 +127,9 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path) -> None:
 
     plain, saved = gradients(False), gradients(True)
     assert len(plain) == len(saved)
+    total = torch.stack([gradient.norm() for gradient in plain]).norm()
     for one, other in zip(plain, saved):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        assert (one - other).norm() <= 1e-5 * one.norm() + 1e-6 * total
 
 
 def test_exact_means_that_greedy_decoding_makes_it(folder: Path) -> None:
