@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,8 +64,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        moved = {name: getattr(self, name) for name in self.__slots__}
-        return Batch(**{name: None if t is None else t.to(device, non_blocking=True) for name, t in moved.items()})
+        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        return Batch(**{name: None if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()})
 
 
 def collate(documents: Sequence[TrainingDocument], *, bos: int, eos: int, pad: int) -> Batch:

@@ -39,7 +39,7 @@ class Method:
 
     precision: Literal["float32", "bfloat16"] = "float32"
     lora_rank: int = 0
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     lora_dropout: float = 0.0
     train_vision: bool = False
     gradient_checkpointing: bool = False
@@ -176,8 +176,7 @@ def _with_lora(model: Any, method: Method) -> Any:
     except ImportError as error:
         raise ModelError("LoRA needs peft: pip install 'corpusmill[finetune]'") from error
     targets = [name for name, _ in model.named_modules() if _LORA_TARGETS.match(name)]
-    vision = method.train_vision
-    tuned = get_peft_model(
+    tuned: Any = get_peft_model(
         model,
         LoraConfig(
             r=method.lora_rank,
@@ -186,7 +185,7 @@ def _with_lora(model: Any, method: Method) -> Any:
             target_modules=targets,
         ),
     )
-    if vision:
+    if method.train_vision:
         tuned.get_base_model().get_encoder().vision_tower.requires_grad_(True)
     for parameter in tuned.parameters():
         if parameter.requires_grad:

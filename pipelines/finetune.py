@@ -80,8 +80,8 @@ def finetune(job: FinetuneSpec, plan: Plan, *, on_event: Callable[[Event], None]
 
 
 def _train(settings: LoopSettings, job: FinetuneSpec, ray_cluster: Cluster, on_event: Callable[[Event], None]) -> None:
-    board = _Board.options(num_cpus=0).remote()
-    pools = PoolServer.options(num_cpus=0, max_concurrency=max(8, 2 * job.lanes)).remote(settings.feed)
+    board = ray.remote(_Board).options(num_cpus=0).remote()
+    pools = ray.remote(PoolServer).options(num_cpus=0, max_concurrency=max(8, 2 * job.lanes)).remote(settings.feed)
     gpus = settings.device == "cuda"
     resources = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
     with tempfile.TemporaryDirectory(prefix="corpusmill-train-") as scratch, _forwarded(board, on_event):
@@ -121,7 +121,6 @@ def _work(config: dict[str, Any]) -> None:
         raise
 
 
-@ray.remote
 class _Board:
     """Where workers put up what happens, and the driver reads it."""
 

@@ -96,7 +96,7 @@ class LoraSpec(BaseModel):
     model_config = _STRICT
 
     rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float = Field(default=32.0, gt=0, allow_inf_nan=False)
+    alpha: int = Field(default=32, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 

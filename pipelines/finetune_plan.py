@@ -55,7 +55,7 @@ class Plan:
             method=Method(
                 precision=("bfloat16" if device == "cuda" else "float32") if precision == "auto" else precision,
                 lora_rank=lora.rank if lora else 0,
-                lora_alpha=lora.alpha if lora else 0.0,
+                lora_alpha=lora.alpha if lora else 0,
                 lora_dropout=lora.dropout if lora else 0.0,
                 train_vision=training.train_vision,
                 gradient_checkpointing=training.gradient_checkpointing,
@@ -116,7 +116,8 @@ def plan(job: FinetuneSpec) -> Plan:
         raise SourceError(
             f"source.path: {corpus.documents:,} rows for {job.lanes:,} lanes; a lane needs one row or more"
         )
-    held_out, held_out_rows = (), 0
+    held_out: tuple[RowGroup, ...] = ()
+    held_out_rows = 0
     if job.held_out is not None:
         held_out, held_out_rows = _held_out(job, job.held_out, corpus)
     table = _task_table(folder, processor)

@@ -43,7 +43,8 @@ def prepared(
     quiet_context()
     units = as_units(groups, resolved.corpus.unreadable)
     docs: Dataset = ray.data.from_arrow([units.slice(i, 1) for i in range(units.num_rows)])
-    docs = docs.map_batches(Read(resolved.job.source, resolved.carry), batch_format="pyarrow", num_cpus=_LIGHT)
+    read = Read(resolved.job.source, resolved.carry, resolved.job.where)
+    docs = docs.map_batches(read, batch_format="pyarrow", num_cpus=_LIGHT)
     with _restarts_allowed() as restarts:
         return docs.map_batches(
             PrepareStage,

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import ray
+from ray.data import Dataset
 
 from .feed import Cursor, FeedSettings, Pool, Step, pool_table, pool_units, steps_of
 from .graph import quiet_context, worker_errors
@@ -19,7 +20,6 @@ _READER_CPUS = 0.1
 _Segment = tuple[int, int]
 
 
-@ray.remote
 class PoolServer:
     """One for a run. It moves references only: a worker fetches a pool's rows from where they were made.
 
@@ -61,7 +61,7 @@ class PoolServer:
         if not places:
             return {}
         table = pool_table(self._settings, places)
-        pools = ray.data.from_arrow([table.slice(i, 1) for i in range(table.num_rows)])
+        pools: Dataset = ray.data.from_arrow([table.slice(i, 1) for i in range(table.num_rows)])
         pools = pools.map_batches(Pool(self._settings), batch_size=1, batch_format="pyarrow", num_cpus=_READER_CPUS)
         pools.context.execution_options.preserve_order = True
         pools.context.target_max_block_size = None  # a pool is one block

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from model_runtime import Sampling
 from model_runtime.settings import Settings, shown
 
+from .conditions import Condition
+
 Kind = Literal["summarize", "translate", "caption", "answer", "prompt"]
 Placement = Literal["decoder", "encoder"]
 
@@ -46,6 +48,8 @@ class TaskSpec(BaseModel):
     seed: int = Field(default=0, ge=-(1 << 63), le=(1 << 63) - 1)
     repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     stop: tuple[str, ...] = ()
+    # Rows that do not pass get no row of this task: it does not apply to them.
+    where: tuple[Condition, ...] | None = None
 
     @field_validator("language")
     @classmethod

@@ -201,7 +201,7 @@ def test_the_vision_tower_is_frozen_unless_asked(folder: Path) -> None:
 
 
 def test_lora_adapts_the_language_models_projections_only(folder: Path, tmp_path: Path) -> None:
-    model = TrainingModel.load(folder, Method(lora_rank=4, lora_alpha=8.0), CPU)
+    model = TrainingModel.load(folder, Method(lora_rank=4, lora_alpha=8), CPU)
     names = set(model.trainable())
     assert names and all("lora_" in name for name in names)
     assert not any("vision" in name for name in names)

@@ -73,7 +73,7 @@ def inputs(found: list[Step]) -> list[bytes]:
 
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_every_row_is_learned_once_an_epoch(feeds: dict[int, FeedSettings], lanes: int) -> None:
-    server = PoolServer.options(num_cpus=0, max_concurrency=8).remote(feeds[lanes])
+    server = ray.remote(PoolServer).options(num_cpus=0, max_concurrency=8).remote(feeds[lanes])
     first, second = of_epoch(server, lanes, 0), of_epoch(server, lanes, 1)
     for found in (first, second):
         assert max(Counter(inputs(found)).values()) == 1 and len(inputs(found)) == ROWS - 2
@@ -84,10 +84,10 @@ def test_every_row_is_learned_once_an_epoch(feeds: dict[int, FeedSettings], lane
 
 
 def test_a_lane_goes_on_from_any_place_with_the_same_rows(feeds: dict[int, FeedSettings]) -> None:
-    server = PoolServer.options(num_cpus=0, max_concurrency=8).remote(feeds[3])
+    server = ray.remote(PoolServer).options(num_cpus=0, max_concurrency=8).remote(feeds[3])
     whole = list(itertools.islice(steps(server, 1, Cursor()), 20))
     assert whole[-1].after.epoch >= 1, "it goes over an epoch's end"
-    other = PoolServer.options(num_cpus=0, max_concurrency=8).remote(feeds[3])
+    other = ray.remote(PoolServer).options(num_cpus=0, max_concurrency=8).remote(feeds[3])
     for place in (1, 4, 7, 12, 17):
         rest = list(itertools.islice(steps(other, 1, whole[place - 1].after), 20 - place))
         assert [step.after for step in rest] == [step.after for step in whole[place:]]
@@ -121,7 +121,7 @@ def test_examples_are_drawn_anew_each_epoch(local_ray: None, model: Path, tmp_pa
     document = spec(tmp_path / "rows", model, tasks_per_document=2).model_dump()
     document["tasks"] = [{"name": name, "kind": "summarize", "target": name} for name in ("target", "other", "z")]
     settings = plan(FinetuneSpec.model_validate(document)).settings(Cluster(4, 0, 1, True)).feed
-    server = PoolServer.options(num_cpus=0, max_concurrency=8).remote(settings)
+    server = ray.remote(PoolServer).options(num_cpus=0, max_concurrency=8).remote(settings)
     chosen = [
         {d.input_ids.tobytes(): tuple(e.task for e in d.examples) for s in of_epoch(server, 1, n) for d in s.documents}
         for n in range(2)
