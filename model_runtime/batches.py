@@ -65,7 +65,9 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        return Batch(**{name: None if t is None else t.to(device, non_blocking=True) for name, t in tensors.items()})
+        for name, tensor in tensors.items():
+            tensors[name] = None if tensor is None else tensor.to(device, non_blocking=True)
+        return Batch(**tensors)
 
 
 def collate(documents: Sequence[TrainingDocument], *, bos: int, eos: int, pad: int) -> Batch:

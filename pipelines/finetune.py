@@ -80,7 +80,7 @@ def finetune(job: FinetuneSpec, plan: Plan, *, on_event: Callable[[Event], None]
 
 
 def _train(settings: LoopSettings, job: FinetuneSpec, ray_cluster: Cluster, on_event: Callable[[Event], None]) -> None:
-    board = ray.remote(_Board).options(num_cpus=0).remote()
+    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
     pools = ray.remote(PoolServer).options(num_cpus=0, max_concurrency=max(8, 2 * job.lanes)).remote(settings.feed)
     gpus = settings.device == "cuda"
     resources = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
@@ -97,7 +97,7 @@ def _train(settings: LoopSettings, job: FinetuneSpec, ray_cluster: Cluster, on_e
             trainer.fit()
         except TrainingFailedError as error:
             raise _for_a_person(error) from error
-    failure = ray.get(board.failure.remote())
+    failure: Exception | None = ray.get(board.failure.remote())
     if failure is not None:
         raise failure
 
