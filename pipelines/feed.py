@@ -87,10 +87,15 @@ class FeedSettings:
         """The start checkpoint's folder on this node, fetched when it is not there yet."""
         return resolve_checkpoint(stage_model(self.model, self.revision), self.revision)
 
-    def read(self, groups: Sequence[RowGroup]) -> Iterator[TrainingDocument | Skipped]:
-        """Whole row groups in order, read here and now."""
+    def read(
+        self, groups: Sequence[RowGroup], chance: random.Random | None = None
+    ) -> Iterator[TrainingDocument | Skipped]:
+        """Whole row groups in order, read here and now; with `chance`, so many targets of a row as the job says."""
+        most = None if chance is None else self.tasks_per_document
         reader = ImageReader(source_root=self.source.path, roots=self.source.image_roots)
-        examples = Examples(str(self.folder()), self.tasks, self.limits, self.max_target_tokens, self.prompt_in, reader)
+        examples = Examples(
+            str(self.folder()), self.tasks, self.limits, self.max_target_tokens, self.prompt_in, reader, most, chance
+        )
         for table in Read(self.source, self.carry)(as_units(groups)):
             yield from examples(table)
 
@@ -131,14 +136,13 @@ class Pool:
         settings = self._settings
         documents: list[TrainingDocument] = []
         skipped: list[Skipped] = []
-        for made in settings.read([settings.units[u] for u in pool["units"]]):
+        chance = random.Random(pool["seed"])
+        for made in settings.read([settings.units[u] for u in pool["units"]], chance):
             if isinstance(made, Skipped):
                 skipped.append(made)
             else:
                 documents.append(made)
-        chance = random.Random(pool["seed"])
         chance.shuffle(documents)
-        documents = [_some_tasks(document, settings.tasks_per_document, chance) for document in documents]
         rows = [_row(pool["pool"], n // settings.documents, document) for n, document in enumerate(documents)]
         # What was left out stands with the pool's last step: it is told once, and also when nothing else is there.
         last = max(0, len(documents) - 1) // settings.documents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import tempfile
 import threading
 from collections import Counter
@@ -223,7 +224,10 @@ def _document(plan: Plan, history: History, skips: SkipLog) -> dict[str, Any]:
         "fingerprint": plan.fingerprint,
         "job": plan.job.name,
         "base": {"path": redact_url(plan.job.model.path), "revision": plan.base},
-        "data": [{"path": redact_url(f.url), "etag": f.etag, "rows": f.rows} for f in plan.corpus.files],
+        "data": {
+            "path": redact_url(plan.job.source.path),
+            "files": [{"name": posixpath.basename(f.url), "etag": f.etag, "rows": f.rows} for f in plan.corpus.files],
+        },
         "steps": plan.steps,
         "history": asdict(history),
         "skipped": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -59,7 +60,7 @@ class Examples:
 
     Yields a TrainingDocument for each encoder input (with the prompt in the encoder: one for each prompt), and a
     Skipped for each row or target that is left out. A task whose target is null is not asked of that row: no loss.
-    Pickles as its arguments; the model folder is read at the first call.
+    `most`: at most so many of a row's targets, drawn from `chance`. The model folder is read at the first call.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Examples:
         max_target_tokens: int,
         prompt_in: Placement,
         image_reader: ImageReader,
+        most: int | None = None,
+        chance: random.Random | None = None,
     ) -> None:
         self._model_folder = model_folder
         self._tasks = tasks
@@ -77,6 +80,8 @@ class Examples:
         self._max_target_tokens = max_target_tokens
         self._prompt_in = prompt_in
         self._read_image = image_reader
+        self._most = most
+        self._chance = chance or random.Random(0)
 
     def __call__(self, table: pa.Table) -> Iterator[TrainingDocument | Skipped]:
         """In the rows' order; ModelError when the model folder cannot be used."""
@@ -95,7 +100,7 @@ class Examples:
 
         try:
             _check(document)
-            by_instruction: dict[str | None, list[Example]] = {}
+            made: list[tuple[str | None, Example]] = []
             for t, task in enumerate(self._tasks):
                 if columns[task.target] is None:
                     continue
@@ -104,13 +109,12 @@ class Examples:
                 except _Skip as skip:
                     yield skipped(task.name, skip.code, skip.message)
                 else:
-                    instruction = prompt if self._prompt_in == "encoder" else None
-                    by_instruction.setdefault(instruction, []).append(example)
+                    made.append((prompt if self._prompt_in == "encoder" else None, example))
             if all(columns[task.target] is None for task in self._tasks):
                 names = ", ".join(task.target for task in self._tasks)
                 raise _Skip("missing_target", f"no target: {names} {'are' if len(self._tasks) > 1 else 'is'} null")
-            pixels = self._pixels(processor, document) if by_instruction else None
-            for instruction, examples in by_instruction.items():
+            pixels = self._pixels(processor, document) if made else None
+            for instruction, examples in _grouped(self._drawn(made)).items():
                 yield TrainingDocument(
                     input_ids=self._input(processor, document, instruction), pixels=pixels, examples=tuple(examples)
                 )
@@ -119,6 +123,9 @@ class Examples:
         except BaseException as error:
             failed = request_error(error)
             yield skipped(None, str(failed.code), failed.message)
+
+    def _drawn(self, made: list[tuple[str | None, Example]]) -> list[tuple[str | None, Example]]:
+        return made if self._most is None or len(made) <= self._most else self._chance.sample(made, self._most)
 
     def _example(
         self, processor: Processor, t: int, document: Document, columns: dict[str, Any]
@@ -161,6 +168,13 @@ class Examples:
             with image_named(n + 1):
                 pixels[n] = image_array(open_image(image.data, max_pixels=self._limits.max_image_pixels), size)
         return pixels
+
+
+def _grouped(made: list[tuple[str | None, Example]]) -> dict[str | None, list[Example]]:
+    groups: dict[str | None, list[Example]] = {}
+    for instruction, example in made:
+        groups.setdefault(instruction, []).append(example)
+    return groups
 
 
 def _check(document: Document) -> None:

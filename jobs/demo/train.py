@@ -53,17 +53,18 @@ HELD_OUT = Stage(
 
 def make_model(folder: Path, stages: tuple[Stage, ...] = STAGES) -> Path:
     """Worlds, start checkpoint and each stage in turn below `folder`; the last stage's model folder is returned."""
-    start = _start(folder / "start")
-    held_out = _world(folder / "held-out", HELD_OUT, "held_out")
+    start = start_checkpoint(folder / "start")
+    held_out = write_world(folder / "held-out", HELD_OUT, "held_out")
     for stage in stages:
-        world = _world(folder / f"world-{stage.name}", stage, "train")
+        world = write_world(folder / f"world-{stage.name}", stage, "train")
         out = folder / f"model-{stage.name}"
-        _finetune(_job(folder, stage, start, world, held_out, out))
+        _finetune(training_job(folder, stage, start, world, held_out, out))
         start = out
     return start
 
 
-def _start(folder: Path) -> Path:
+def start_checkpoint(folder: Path) -> Path:
+    """Random weights to start from, with a tokenizer of the world's texts, in `folder` unless it is there."""
     if not (folder / "config.json").exists():
         from model_runtime.synthetic import make_random_checkpoint
 
@@ -75,7 +76,8 @@ def _start(folder: Path) -> Path:
     return folder
 
 
-def _world(folder: Path, stage: Stage, split: str) -> Path:
+def write_world(folder: Path, stage: Stage, split: str) -> Path:
+    """The stage's documents of one split in `folder`, unless it is there."""
     if not folder.exists():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,10 +95,13 @@ def _world(folder: Path, stage: Stage, split: str) -> Path:
     return folder
 
 
-def _job(folder: Path, stage: Stage, start: Path, world: Path, held_out: Path, out: Path) -> Path:
+def training_job(
+    folder: Path, stage: Stage, start: Path, world: Path, held_out: Path, out: Path, name: str | None = None
+) -> Path:
+    """The stage's training job as a file in `folder`; returns its path."""
     text = files("jobs.demo").joinpath("training.yaml").read_text(encoding="utf-8")
     marks = {
-        "NAME": f"demo-{stage.name}",
+        "NAME": f"demo-{name or stage.name}",
         "START": _quoted(start),
         "WORLD": _quoted(world),
         "HELD_OUT": _quoted(held_out),
@@ -107,14 +112,14 @@ def _job(folder: Path, stage: Stage, start: Path, world: Path, held_out: Path, o
     }
     for mark, value in marks.items():
         text = text.replace(f"@{mark}@", value)
-    path = folder / f"{stage.name}.yaml"
+    path = folder / f"{name or stage.name}.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def _quoted(path: Path) -> str:
     # A JSON string is a YAML string, and $$ a plain $.
-    return json.dumps(str(path.resolve()).replace("$", "$$"), ensure_ascii=False)
+    return json.dumps(str(path).replace("$", "$$"), ensure_ascii=False)
 
 
 def _finetune(job: Path) -> None:

@@ -313,3 +313,21 @@ def test_the_learning_rates_course() -> None:
     assert rates[0] == pytest.approx(0.2) and max(rates) == rates[10] == 2.0
     assert rates[55] == pytest.approx(0.2 + 1.8 * 0.5)
     assert rates[100] == pytest.approx(0.2) and sorted(rates[10:], reverse=True) == rates[10:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(("precision", "most"), [("float32", 1e-3), ("bfloat16", 0.1)])
+def test_cuda_trains_as_the_cpu_does(folder: Path, precision: str, most: float) -> None:
+    documents = [document(n, tokens=5 + 7 * n, images=n % 2) for n in range(5)]
+
+    def gradients(method: Method, device: torch.device) -> list[torch.Tensor]:
+        model = TrainingModel.load(folder, method, device)
+        batch = batch_of(model, documents).to(device)
+        model.scores(batch).loss.backward()
+        return [p.grad.cpu() for p in model.trainable().values() if p.grad is not None]
+
+    here = gradients(Method(train_vision=True), CPU)
+    there = gradients(Method(train_vision=True, precision=precision), torch.device("cuda"))
+    total = torch.stack([gradient.norm() for gradient in here]).norm()
+    assert torch.stack([(a - b).norm() for a, b in zip(here, there, strict=True)]).norm() <= most * total
