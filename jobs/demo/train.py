@@ -34,15 +34,15 @@ class Stage:
     final_rate: float
 
 
-# Short reports first: where to look is learned there, and then carries over to long ones.
+# Short reports first: where to look is learned there, and carries over to long ones. Scenes take the longest.
 STAGES = (
     Stage(
         name="short", seed=11, reports=40_000, notes=60_000, scenes=60_000, min_words=30, max_words=80,
         steps=2400, rate=3.5e-3, final_rate=0.4,
     ),
     Stage(
-        name="long", seed=12, reports=36_000, notes=50_000, scenes=58_000, min_words=50, max_words=1000,
-        steps=2600, rate=1.8e-3, final_rate=0.01,
+        name="long", seed=12, reports=20_000, notes=24_000, scenes=70_000, min_words=50, max_words=1000,
+        steps=1100, rate=1.8e-3, final_rate=0.01,
     ),
 )  # fmt: skip
 HELD_OUT = Stage(
