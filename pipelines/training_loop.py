@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,7 +119,7 @@ class TrainingLoop:
         """Train to the end and write the model; RunError, ModelError and StorageError end it for good."""
         progress = self._start()
         streams = {lane: self._steps(lane, progress.cursors[lane]) for lane in self._lanes}
-        self._post({"event": "start", "step": progress.step, "seconds": progress.history.seconds})
+        self._post({"event": "start", "step": progress.step, "host": socket.gethostname(), "pid": os.getpid()})
         while progress.step < self._settings.schedule.steps:
             progress = self._step(progress, streams)
             if progress.step % self._settings.checkpoint_every == 0:

@@ -133,26 +133,23 @@ def test_two_workers_learn_what_one_learns_with_twice_the_batch(
 def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(
     whole: tuple[Path, Any, Any], data: Path, model: Path, tmp_path: Path
 ) -> None:
+    started: list[dict[str, Any]] = []
     killed: list[int] = []
 
     def kill_once(event: Event) -> None:
+        if event.event == "start":
+            started.append(event.figures)
         if event.event == "step" and event.figures["step"] >= 4 and not killed:
-            workers = [p for p in os.listdir("/proc") if p.isdigit() and b"RayTrainWorker" in _command(p)]
-            killed.extend(map(int, workers[:1]))
+            killed.append(started[0]["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
     job = FinetuneSpec.model_validate(document(data, model, tmp_path / "out", training={"steps": 40}))
     report = finetune(job, plan(job), on_event=kill_once)
     assert killed and len(report.history.loss) == 40
+    assert [figures["step"] for figures in started] == [0, started[1]["step"]]
+    assert started[1]["step"] >= 3, "it goes on from a checkpoint"
     # The first steps are those of the uninterrupted run, but for the course of the learning rate.
     assert report.history.loss[:2] == pytest.approx(whole[1].history.loss[:2], rel=1e-3)
-
-
-def _command(pid: str) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def test_a_finished_run_is_not_done_again(whole: tuple[Path, Any, Any], data: Path, model: Path) -> None:
