@@ -62,6 +62,8 @@ def finetune(job: FinetuneSpec, plan: Plan, *, on_event: Callable[[Event], None]
     found = checkpoints.latest()
     done = _result(output)
     if done is not None and done["fingerprint"] == plan.fingerprint:
+        if found is not None:  # killed between its last two actions
+            checkpoints.drop_all()
         return _report(plan, done, resumed_at=plan.steps, already_done=True)
     _check_output(output, plan, done, found.fingerprint if found else None)
     with Lease.acquire(output, new_run_id(), job.name), cluster() as ray_cluster:
