@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ from .source import RowGroup
 _UNIT_ROWS = 1024
 # A pool holds no more pixels than this, whatever `shuffle_rows` says.
 _POOL_BYTES = 256 << 20
-# A reader's niceness: on a machine without GPUs it shares the cores with the training itself.
-_NICENESS = 10
 _SKIPPED = pa.struct([(name, pa.int64() if name == "source_row" else pa.string()) for name in Skipped._fields])
 _EXAMPLE = pa.struct([("task", pa.int16()), ("prefix", pa.list_(pa.int32())), ("target", pa.list_(pa.int32()))])
 _ROW = pa.schema(
@@ -131,7 +128,6 @@ class Pool:
         self._settings = settings
 
     def __call__(self, pools: pa.Table) -> pa.Table:
-        os.nice(max(0, _NICENESS - os.nice(0)))
         (pool,) = pools.to_pylist()
         settings = self._settings
         documents: list[TrainingDocument] = []

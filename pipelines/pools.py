@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.data import Dataset
 
@@ -16,6 +18,8 @@ from .graph import quiet_context, worker_errors
 # Pools of each lane that are made together. Small: the first are waited for, and all stand in the object store.
 _TOGETHER = 2
 _READER_CPUS = 0.1
+# A reader's niceness: on a machine without GPUs it shares the cores with the training itself.
+_NICENESS = 10
 
 _Segment = tuple[int, int]
 
@@ -62,13 +66,21 @@ class PoolServer:
             return {}
         table = pool_table(self._settings, places)
         pools: Dataset = ray.data.from_arrow([table.slice(i, 1) for i in range(table.num_rows)])
-        pools = pools.map_batches(Pool(self._settings), batch_size=1, batch_format="pyarrow", num_cpus=_READER_CPUS)
+        pools = pools.map_batches(_Reader(self._settings), batch_size=1, batch_format="pyarrow", num_cpus=_READER_CPUS)
         pools.context.execution_options.preserve_order = True
         pools.context.target_max_block_size = None  # a pool is one block
         with worker_errors():
             blocks = pools.materialize().get_internal_block_refs()
         assert len(blocks) == len(places)
         return {(lane, number): block for (lane, _, number), block in zip(places, blocks)}
+
+
+class _Reader(Pool):
+    """A Pool that yields to the trainers."""
+
+    def __call__(self, pools: pa.Table) -> pa.Table:
+        os.nice(max(0, _NICENESS - os.nice(0)))
+        return super().__call__(pools)
 
 
 def steps(server: Any, lane: int, start: Cursor) -> Iterator[Step]:
