@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.corpusmill-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test lint format types lock clean
+.PHONY: help setup demo bench model test lint format types lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -17,6 +17,9 @@ demo: $(STAMP)  ## write a small corpus, run a job over it, show what came out
 
 bench: $(STAMP)  ## measure speed against every peer and append it to docs/benchmarks.md (hours)
 	$(BIN)/corpusmill benchmark --figures all --output docs/benchmarks.md
+
+model: $(STAMP)  ## train the demo's model anew, below build/demo-model (hours)
+	$(BIN)/python -m jobs.demo.train --dir build/demo-model
 
 test: $(STAMP)  ## run every test, the slow ones too
 	$(BIN)/python -m pytest

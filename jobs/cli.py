@@ -130,6 +130,20 @@ def query(
 
 
 @app.command()
+def finetune(
+    job: Annotated[Path, typer.Argument(metavar="JOB", help="The training job (YAML).", show_default=False)],
+) -> None:
+    """Train a checkpoint on your own documents and targets.
+
+    Stop it whenever you like: the same command goes on from the last checkpoint. The result is a model folder that
+    transformers and [bold]corpusmill run[/bold] both load.
+    """
+    from .finetune import finetune_file
+
+    finetune_file(job)
+
+
+@app.command()
 def evaluate(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="The evaluation file (YAML).", show_default=False)],
     compare: Annotated[

@@ -21,7 +21,13 @@ _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 _HEAD = ["<pad>", "<eos>", "<bos>", "<unk>", "\n\n", *_BYTES]
 _IMAGE = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
 
+# "small" is what the project trains for its demo. A full layer ends each `encoder_full` (`decoder_full`) layers.
 _TEXT: dict[str, dict[str, Any]] = {
+    "small": {
+        "vocab_size": 2560, "hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4,
+        "num_key_value_heads": 4, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 48,
+        "layers": 4, "encoder_full": 4, "decoder_full": 2, "rope_factor": 1.0, "max_position_embeddings": 8_192,
+    },
     "demo": {
         "vocab_size": 2048, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4,
         "num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64,
@@ -48,6 +54,10 @@ _SIGLIP = {
     "image_size": 896, "patch_size": 14, "tokens": 256,
 }  # fmt: skip
 _VISION: dict[str, dict[str, Any]] = {
+    "small": {
+        "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 3,
+        "image_size": 56, "patch_size": 7, "tokens": 16,
+    },
     "demo": {
         "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 3,
         "image_size": 112, "patch_size": 14, "tokens": 16,
@@ -66,11 +76,13 @@ def make_random_checkpoint(
     size: str = "demo",
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    to_train: bool = False,
 ) -> Path:
     """Write a complete model folder with random weights and a tokenizer learned from `texts`; returns `folder`.
 
     `size`: "demo" (2 M parameters), or "270m", "1b", "4b": the sizes of the released 270M-270M, 1B-1B and 4B-4B, vision
-    tower included. `device` draws the weights: a GPU is faster, and draws others.
+    tower included; "small" (2 M) is the demo model's. `device` draws the weights: a GPU is faster, and draws others.
+    `to_train`: weights to start training from, instead of ones whose outputs look like a trained model's.
     """
     if size not in _TEXT:
         raise ValueError(f"size {size!r} is not known; choose one of {', '.join(_TEXT)}")
@@ -83,11 +95,12 @@ def make_random_checkpoint(
     tokenizer.save(str(folder / "tokenizer.json"))
     tensors = {
         name: tensor.to(device="cpu", dtype=dtype)
-        for name, tensor in _random_tensors(ModelConfig.parse(config), seed, device)
+        for name, tensor in _random_tensors(ModelConfig.parse(config), seed, device, to_train)
     }
-    # Bytes and unused names stay near zero, so that even noise is made of letters.
-    embedding = tensors["model.encoder.embed_tokens.weight"]
-    embedding[[i for token, i in tokenizer.get_vocab().items() if token.startswith(("<0x", "<unused"))]] *= 0.1
+    if not to_train:
+        # Bytes and unused names stay near zero, so that even noise is made of letters.
+        embedding = tensors["model.encoder.embed_tokens.weight"]
+        embedding[[i for token, i in tokenizer.get_vocab().items() if token.startswith(("<0x", "<unused"))]] *= 0.1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -97,7 +110,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     room = vocab_size - len(_HEAD) - len(_IMAGE)
     trainee = Tokenizer(BPE())
     trainee.normalizer = normalizers.Replace(" ", "▁")
-    trainee.pre_tokenizer = pre_tokenizers.Split(Regex("▁"), "merged_with_next")
+    # Digits stay apart, as in Gemma: a number is copied digit by digit.
+    words = pre_tokenizers.Split(Regex("▁"), "merged_with_next")
+    trainee.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.Digits(individual_digits=True)])
     trainer = BpeTrainer(vocab_size=room, limit_alphabet=room // 2, show_progress=False)
     trainee.train_from_iterator(texts, trainer)
     learned = json.loads(trainee.to_str())["model"]
@@ -119,12 +134,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def _config(size: str, dtype: torch.dtype) -> dict[str, Any]:
     text = dict(_TEXT[size])
-    layers, vocab = text.pop("layers"), text["vocab_size"]
+    layers, vocab, factor = text.pop("layers"), text["vocab_size"], text.pop("rope_factor", 8.0)
+    encoder_types, decoder_types = (
+        {"layer_types": ["full_attention" if i % every == every - 1 else "sliding_attention" for i in range(layers)]}
+        for every in (text.pop("encoder_full", 6), text.pop("decoder_full", 6))
+    )
     text |= {
         "num_hidden_layers": layers,
-        "layer_types": ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(layers)],
         "rope_parameters": {
-            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+            "full_attention": {"rope_type": "linear", "factor": factor, "rope_theta": 1_000_000.0},
             "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
         },
         "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
@@ -142,12 +160,12 @@ def _config(size: str, dtype: torch.dtype) -> dict[str, Any]:
         "eoi_token_index": image["eoi_token_index"],
         "encoder": {
             "model_type": "t5gemma2_encoder",
-            "text_config": text | {"model_type": "t5gemma2_text"},
+            "text_config": text | encoder_types | {"model_type": "t5gemma2_text"},
             "vision_config": vision,
             "mm_tokens_per_image": tokens,
             **image,
         },
-        "decoder": text | {"model_type": "t5gemma2_decoder"},
+        "decoder": text | decoder_types | {"model_type": "t5gemma2_decoder"},
     }
 
 
@@ -162,12 +180,12 @@ def _preprocessor(size: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _random_tensors(config: ModelConfig, seed: int, device: str) -> Iterable[tuple[str, Tensor]]:
+def _random_tensors(config: ModelConfig, seed: int, device: str, to_train: bool) -> Iterable[tuple[str, Tensor]]:
     with torch.device("meta"):
         model = T5Gemma2(config)
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
-        mean, deviation = _distribution(name, parameter)
+        mean, deviation = (_beginning if to_train else _distribution)(name, parameter)
         yield f"model.{name}", torch.empty(parameter.shape, device=device).normal_(mean, deviation, generator=generator)
 
 
@@ -187,6 +205,24 @@ def _distribution(name: str, parameter: Tensor) -> tuple[float, float]:
         return 0.0, 0.2 * parameter.shape[0] ** -0.5
     if name.endswith("position_embedding.weight"):
         return 0.0, 0.3
+    return 0.0, parameter[0].numel() ** -0.5
+
+
+def _beginning(name: str, parameter: Tensor) -> tuple[float, float]:
+    """Where training starts: unit activations, and what a layer adds damped (its post-norms weigh 0.4)."""
+    if name.endswith(("embed_tokens.weight", "eoi_embedding")):
+        # The embedding of the image's end is not scaled by sqrt(hidden) as the others are.
+        return 0.0, parameter.shape[-1] ** -0.5 if name.endswith("weight") else 1.0
+    if name.endswith(("post_self_attn_layernorm.weight", "post_feedforward_layernorm.weight")):
+        return -0.6, 0.0
+    if "vision_tower" in name and "norm" in name:
+        return (1.0, 0.0) if name.endswith("weight") else (0.0, 0.0)
+    if "norm" in name or name.endswith("bias"):
+        return 0.0, 0.0
+    if name.endswith("mm_input_projection_weight"):
+        return 0.0, parameter.shape[0] ** -0.5
+    if name.endswith("position_embedding.weight"):
+        return 0.0, 0.02
     return 0.0, parameter[0].numel() ** -0.5
 
 

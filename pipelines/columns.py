@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +16,10 @@ _TEXT_KINDS = "a string"
 _IMAGE_KINDS = "bytes, a path, a struct of bytes and path, or a list of these"
 
 
-def check_columns(source: SourceSpec, files: Sequence[tuple[str, pa.Schema]]) -> None:
+def check_columns(source: SourceSpec, files: Sequence[tuple[str, pa.Schema]], also: Iterable[str] = ()) -> None:
     """SourceError when a file lacks a column that the job names, or holds it in a type that cannot be used."""
     for url, schema in files:
-        for name in source.columns:
+        for name in (*source.columns, *also):
             if name not in schema.names:
                 raise SourceError(f"{url} has no column {name!r}; it has {_listed(schema.names)}")
         _must_be(url, source.id, schema, _is_id, _ID_KINDS)
@@ -49,7 +49,14 @@ def carried_schema(source: SourceSpec, files: Sequence[tuple[str, pa.Schema]]) -
 
 
 def as_source_rows(
-    table: pa.Table, source: SourceSpec, carry: pa.Schema, *, url: str, rows: np.ndarray, duplicate: np.ndarray
+    table: pa.Table,
+    source: SourceSpec,
+    carry: pa.Schema,
+    *,
+    url: str,
+    rows: np.ndarray,
+    duplicate: np.ndarray,
+    not_asked: Sequence[Sequence[int]] | None = None,
 ) -> pa.Table:
     """A piece of a row group under `source_schema`; `rows` are the physical rows in the file."""
     count = table.num_rows
@@ -64,6 +71,7 @@ def as_source_rows(
         "source_path": pa.array([url] * count, pa.string()),
         "source_row": pa.array(rows, pa.int64()),
         "duplicate": pa.array(duplicate, pa.bool_()),
+        "not_asked": pa.array([()] * count if not_asked is None else not_asked, pa.list_(pa.int16())),
         "problem": pa.array(problems, pa.string()),
         "carry": pa.StructArray.from_arrays(carried, fields=list(carry))
         if len(carry)

@@ -33,3 +33,9 @@ class FailureRateError(RunError):
     """More pairs failed than `limits.max_failure_rate` allows; what is done is kept."""
 
     exit_code = 4
+
+
+class SkipRateError(RunError):
+    """More training rows cannot be used than `limits.max_skip_rate` allows."""
+
+    exit_code = 4

@@ -40,10 +40,11 @@ def prepared(
     resolved: Resolved, settings: StageSettings, done: ray.ObjectRef, groups: list[RowGroup], cluster: Cluster
 ) -> Dataset:
     """Packets of prepared documents."""
-    _quiet_context()
+    quiet_context()
     units = as_units(groups, resolved.corpus.unreadable)
     docs: Dataset = ray.data.from_arrow([units.slice(i, 1) for i in range(units.num_rows)])
-    docs = docs.map_batches(Read(resolved.job.source, resolved.carry), batch_format="pyarrow", num_cpus=_LIGHT)
+    read = Read(resolved.job.source, resolved.carry, resolved.job.where)
+    docs = docs.map_batches(read, batch_format="pyarrow", num_cpus=_LIGHT)
     with _restarts_allowed() as restarts:
         return docs.map_batches(
             PrepareStage,
@@ -143,7 +144,8 @@ def _prepare_workers(cluster: Cluster) -> int:
     return max(1, int(cluster.cpus // 4))
 
 
-def _quiet_context() -> None:
+def quiet_context() -> None:
+    """Small blocks, no progress bars, no chatter, and no time limit on slow work: for what this process starts next."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

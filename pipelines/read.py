@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import Location, StorageError, storage_errors
+from workers.conditions import Condition
 
 from .columns import as_source_rows, unreadable_rows
 from .errors import SourceError
 from .job import SourceSpec
-from .source import RowGroup, UnreadableFile, damage, filter_columns, filtered
+from .source import RowGroup, UnreadableFile, damage, filter_columns, filtered, passing
 
 _ROW = "__corpusmill_row"
 # Rows decoded at once: by their size, because images make them megabytes each.
@@ -45,11 +46,17 @@ def as_units(groups: Sequence[RowGroup], unreadable: Sequence[UnreadableFile] = 
 
 
 class Read:
-    """Callable over units (`as_units`): yields tables of `source_schema`, a few rows at a time."""
+    """Callable over units (`as_units`): yields tables of `source_schema`, a few rows at a time.
 
-    def __init__(self, source: SourceSpec, carry: pa.Schema) -> None:
+    `where`: of each task, which rows it is asked of; None, and no entry, stand for all.
+    """
+
+    def __init__(
+        self, source: SourceSpec, carry: pa.Schema, where: Sequence[tuple[Condition, ...] | None] = ()
+    ) -> None:
         self._source = source
         self._carry = carry
+        self._where = {t: conditions for t, conditions in enumerate(where) if conditions}
 
     def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
         """SourceError when the store cannot be read; rows that cannot be decoded carry their problem."""
@@ -70,7 +77,7 @@ class Read:
                 pieces = file.iter_batches(
                     batch_size=_piece_rows(file.metadata.row_group(group.index)),
                     row_groups=[group.index],
-                    columns=self._source.columns,
+                    columns=list(dict.fromkeys([*self._source.columns, *where_columns(self._where.values())])),
                     use_threads=False,
                 )
                 while True:
@@ -111,7 +118,26 @@ class Read:
             wanted = np.isin(ordinals, group.only)
             table, rows, ordinals = table.filter(pa.array(wanted)), rows[wanted], ordinals[wanted]
         duplicate = np.isin(ordinals, group.duplicates)
-        return as_source_rows(table, self._source, self._carry, url=group.url, rows=rows, duplicate=duplicate)
+        not_asked = self._not_asked(table)
+        return as_source_rows(
+            table, self._source, self._carry, url=group.url, rows=rows, duplicate=duplicate, not_asked=not_asked
+        )
+
+    def _not_asked(self, table: pa.Table) -> list[list[int]]:
+        """Of each row, the tasks whose `where` it does not pass."""
+        found: list[list[int]] = [[] for _ in range(table.num_rows)]
+        for t, conditions in self._where.items():
+            columns = table.select(where_columns([conditions]))
+            numbered = columns.append_column(_ROW, pa.array(range(table.num_rows), pa.int64()))
+            asked = set(passing(numbered, conditions, f"tasks[{t}].where").column(_ROW).to_pylist())
+            for row in set(range(table.num_rows)) - asked:
+                found[row].append(t)
+        return found
+
+
+def where_columns(where: Iterable[tuple[Condition, ...] | None]) -> list[str]:
+    """The columns that conditions look at, each once."""
+    return list(dict.fromkeys(column for conditions in where for column, _, _ in conditions or ()))
 
 
 def _piece_rows(group: pq.RowGroupMetaData) -> int:

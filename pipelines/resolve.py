@@ -20,6 +20,7 @@ from workers.tasks import Task, TaskTable, language_warnings, resolve_tasks
 
 from .errors import JobError
 from .job import JobSpec
+from .read import where_columns
 from .source import Corpus, scan
 from .stages import StageSettings
 
@@ -88,7 +89,7 @@ def resolve(job: JobSpec) -> Resolved:
     table = _task_table(folder, processor)
     tasks = resolve_tasks(job.tasks, table, job.limits)
     _check_lengths(tasks, processor, ModelConfig.load(folder).decoder.max_positions)
-    corpus = scan(job.source)
+    corpus = scan(job.source, also=where_columns(job.where))
     warnings = language_warnings(job.tasks, table)
     warnings += [f"{file.url}: {file.reason}; its rows cannot be read" for file in corpus.unreadable]
     return Resolved(

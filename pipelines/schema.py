@@ -58,7 +58,8 @@ def source_schema(carry: pa.Schema) -> pa.Schema:
     """What `source` yields: one row per document, under the names the stages use.
 
     `images`: a list (empty list: the document has none) of bytes and/or a path, null when the cell is null.
-    `problem`: why the row could not be read at all; its cells are null then.
+    `not_asked`: the tasks whose `where` the row does not pass. `problem`: why the row could not be read at all; its
+    cells are null then.
     """
     return pa.schema(
         [
@@ -68,6 +69,7 @@ def source_schema(carry: pa.Schema) -> pa.Schema:
             pa.field("source_path", pa.string(), nullable=False),
             pa.field("source_row", pa.int64(), nullable=False),
             ("duplicate", pa.bool_()),
+            ("not_asked", pa.list_(pa.int16())),
             ("problem", pa.string()),
             ("carry", pa.struct(list(carry))),
         ]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.storage import FileInfo, Location, Problem, StorageError, expand, storage_errors
+from workers.conditions import Condition
 
 from .columns import carried_schema, check_columns
 from .damage import damage, first_line
@@ -75,9 +76,10 @@ class Corpus:
         return sum(file.size for file in self.files)
 
 
-def scan(source: SourceSpec) -> Corpus:
+def scan(source: SourceSpec, also: Iterable[str] = ()) -> Corpus:
     """List the source, read its footers and its ids; SourceError names what does not fit the job.
 
+    `also`: columns that must be there besides the source's own.
     Costs one listing, a footer per file, and the id (and filter) columns. A file that is no Parquet is reported, not
     raised, as long as another one is.
     """
@@ -93,7 +95,7 @@ def scan(source: SourceSpec) -> Corpus:
     footers = [found for found in opened if not isinstance(found, UnreadableFile)]
     if not footers:
         raise SourceError(f"{unreadable[0].url}: {unreadable[0].reason}")
-    check_columns(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers])
+    check_columns(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers], tuple(also))
     carry = carried_schema(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers])
     return Corpus(
         files=[
@@ -171,12 +173,15 @@ def filter_columns(source: SourceSpec) -> list[str]:
 
 def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
     """The rows that pass the job's filter; SourceError when a value does not fit its column's type."""
-    if not source.filter:
-        return table
+    return passing(table, source.filter, "source.filter") if source.filter else table
+
+
+def passing(table: pa.Table, conditions: Sequence[Condition], name: str) -> pa.Table:
+    """The rows that pass; SourceError, which begins with `name`, when a value does not fit its column."""
     try:
-        return table.filter(pq.filters_to_expression([tuple(condition) for condition in source.filter]))
+        return table.filter(pq.filters_to_expression([tuple(condition) for condition in conditions]))
     except pa.ArrowException as error:
-        raise SourceError(f"source.filter: {first_line(error)}") from error
+        raise SourceError(f"{name}: {first_line(error)}") from error
 
 
 def _repeated(ids: Iterable[pa.ChunkedArray]) -> np.ndarray:

@@ -35,6 +35,7 @@ class Document:
     """One source row. `error` holds for all its pairs; without a `sha256` it is known by its place only.
 
     `unread`: the row's cells could not be read, so nobody knows which tasks apply, and all are taken to.
+    `not_asked`: tasks whose `where` it does not pass.
     """
 
     source_path: str
@@ -46,6 +47,7 @@ class Document:
     images: list[Image] = field(default_factory=list)
     sha256: str | None = None
     unread: bool = False
+    not_asked: frozenset[int] = frozenset()
     error: RequestError | None = None
 
 
@@ -57,6 +59,7 @@ def read_document(batch: pa.RecordBatch, i: int, read_image: ImageReader, max_im
         source_row=batch.column("source_row")[i].as_py(),
         has_text=batch.column("text")[i].is_valid,
         image_count=len(images) if images.is_valid else 0,
+        not_asked=frozenset(batch.column("not_asked")[i].as_py() or ()),
     )
     try:
         problem = batch.column("problem")[i].as_py()

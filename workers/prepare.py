@@ -167,7 +167,7 @@ class Prepare:
         return [
             _Pair(task=t, key=self._key(document, task))
             for t, task in enumerate(self._tasks)
-            if document.unread or applies(task.kind, **has)
+            if t not in document.not_asked and (document.unread or applies(task.kind, **has))
         ]
 
     def _key(self, document: Document, task: Task) -> bytes:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import langcodes
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from model_runtime import Sampling
 from model_runtime.settings import Settings, shown
+
+from .conditions import Condition
 
 Kind = Literal["summarize", "translate", "caption", "answer", "prompt"]
 Placement = Literal["decoder", "encoder"]
@@ -45,6 +48,8 @@ class TaskSpec(BaseModel):
     seed: int = Field(default=0, ge=-(1 << 63), le=(1 << 63) - 1)
     repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
     stop: tuple[str, ...] = ()
+    # Rows that do not pass get no row of this task: it does not apply to them.
+    where: tuple[Condition, ...] | None = None
 
     @field_validator("language")
     @classmethod
@@ -155,6 +160,16 @@ def language_warnings(specs: Iterable[TaskSpec], table: TaskTable) -> list[str]:
     return lines
 
 
+def prompt_template(spec: TaskSpec, table: TaskTable) -> str:
+    """The task's own prompt, else what the model's tasks.json (or the built-in default) has for its kind."""
+    return spec.prompt if spec.prompt is not None else table.prompts[spec.kind]
+
+
+def fill_prompt(template: str, language: str | None, question: str | None) -> str:
+    """`template` with the language's English name (English when None) and the question in place."""
+    return _fill(template, language=_language_name(language), question=question or "")
+
+
 def applies(kind: Kind, *, has_text: bool, has_image: bool) -> bool:
     """Whether a task of `kind` makes a row for a document: summaries and translations need text, captions an image."""
     match kind:
@@ -178,8 +193,7 @@ def location_key(source_path: str, source_row: int, task_fingerprint: str, model
 
 def _resolve(spec: TaskSpec, table: TaskTable, limits: LimitsSpec) -> Task:
     placement = spec.prompt_in or table.prompt_in
-    template = spec.prompt if spec.prompt is not None else table.prompts[spec.kind]
-    prompt = _fill(template, language=_language_name(spec.language), question=spec.question or "")
+    prompt = fill_prompt(prompt_template(spec, table), spec.language, spec.question)
     sampling = Sampling(
         max_tokens=spec.max_tokens,
         temperature=spec.temperature,
@@ -231,6 +245,7 @@ def _fill(template: str, **values: str) -> str:
         rest = rest[at + len(name) + 2 :]
 
 
+@cache
 def _language_name(tag: str | None) -> str:
     return langcodes.Language.get(tag or "en").display_name("en")
 

@@ -33,13 +33,13 @@ def _write(folder: Path, size: str) -> None:
 
     from model_runtime.synthetic import make_random_checkpoint
 
-    from ..demo.texts import DOCUMENTS
+    from .texts import DOCUMENTS
 
     # Made beside its place and moved there when it is whole: a killed benchmark leaves no half model.
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     dtype = torch.float32 if size == "demo" else torch.bfloat16
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    texts = [document.text for document in DOCUMENTS if document.text]
+    texts = [document.text for document in DOCUMENTS]
     make_random_checkpoint(partial, texts=texts, size=size, dtype=dtype, device=device)
     partial.rename(folder)

@@ -22,8 +22,8 @@ from model_runtime.processing import Processor
 from pipelines.job import JobSpec
 from workers.tasks import Task, TaskTable, resolve_tasks
 
-from ..demo.texts import DOCUMENTS
 from .machine import describe, today, versions
+from .texts import DOCUMENTS
 from .types import Ceiling, Figure, Settings, Value
 
 _Z99 = 2.326
@@ -124,7 +124,7 @@ def _figure(settings: Settings, work: Work, rounds: Sequence[tuple[Side, Side]])
 
 def write_corpus(path: Path, processor: Processor, work: Work) -> None:
     """One Parquet file of documents whose encoder inputs have about the lengths that `work` draws."""
-    words = sorted({word for document in DOCUMENTS for word in (document.text or "").split()})
+    words = sorted({word for document in DOCUMENTS for word in document.text.split()})
     costs = np.array([len(processor.encode_text(f" {word}")) for word in words])
     draw = np.random.default_rng(work.seed + 1)
     texts = [_text(words, costs, length - 1, draw) for length in work.lengths()]

@@ -1,53 +1,53 @@
-"""Writes the demo's corpus: Parquet shards of documents and images, the same bytes each time."""
+"""Writes the demo's corpus: Parquet shards of held-out documents of the synthetic world, the same bytes each time."""
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .drawings import draw
-from .texts import DOCUMENTS
+from .world import Document, showcase
 
 SHARDS = 3
-ROWS_PER_GROUP = 5
+ROWS_PER_GROUP = 4
 
-SCHEMA = pa.schema(
-    [
-        ("doc_id", pa.string()),
-        ("body", pa.string()),
-        ("photo", pa.binary()),
-        ("lang", pa.string()),
-        ("published_at", pa.date32()),
-    ]
-)
+SCHEMA = pa.schema([("doc_id", pa.string()), ("kind", pa.string()), ("body", pa.string()), ("photo", pa.binary())])
 
 
-def corpus_table() -> pa.Table:
-    """Every document of the demo, one row each; `photo` holds image bytes or null."""
-    return pa.table(
-        {
-            "doc_id": [document.id for document in DOCUMENTS],
-            "body": [document.text for document in DOCUMENTS],
-            "photo": [draw(document.image) if document.image else None for document in DOCUMENTS],
-            "lang": [document.language for document in DOCUMENTS],
-            "published_at": [datetime.date.fromisoformat(document.published) for document in DOCUMENTS],
-        },
-        schema=SCHEMA,
-    )
+def corpus_rows() -> list[dict[str, Any]]:
+    """Every document of the demo, one row each: the showcase, an image cut off after a third, and an empty text."""
+    shown = showcase()
+    rows = [{name: row[name] for name in SCHEMA.names} for row in (document.row() for document in shown)]
+    picture = next(row["photo"] for row in rows if isinstance(row["photo"], bytes))
+    rows.append({"doc_id": "scene-damaged", "kind": "scene", "body": None, "photo": picture[: len(picture) // 3]})
+    rows.append({"doc_id": "note-empty", "kind": "note", "body": "", "photo": None})
+    return rows
 
 
 def write_corpus(folder: Path) -> list[Path]:
     """Write the shards into `folder` and return their paths; shards already there are written anew."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = corpus_table()
+    table = pa.Table.from_pylist(corpus_rows(), schema=SCHEMA)
     paths = []
     for shard in range(SHARDS):
-        # Every third row, so that each shard holds several languages and some images.
+        # Every third row, so that each shard holds some of every kind.
         rows = table.take(list(range(shard, table.num_rows, SHARDS)))
         path = folder / f"documents-{shard:05d}-of-{SHARDS:05d}.parquet"
         pq.write_table(rows, path, row_group_size=ROWS_PER_GROUP, compression="zstd")
         paths.append(path)
     return paths
+
+
+def right_answers() -> dict[tuple[str, str], str]:
+    """(document, task) → the text that the world knows to be right, for the tasks of job.yaml that have one."""
+    known: dict[tuple[str, str], str] = {}
+    for document in showcase():
+        known |= {(document.doc_id, task): text for task, text in _targets(document).items() if text is not None}
+    return known
+
+
+def _targets(document: Document) -> dict[str, str | None]:
+    names = ("summary_en", "summary_de", "summary_zh", "to_de", "to_es", "to_zh", "to_ar", "caption_en", "caption_de")
+    return {name: getattr(document, name) for name in names}

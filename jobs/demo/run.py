@@ -10,16 +10,14 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
-from ..render import consoles, heading, plain, show_rows, show_run, table
-from ..running import made_rows, run_loaded
+from ..render import consoles, heading, show_run, table
+from ..running import run_loaded
 from ..spec import LoadedJob, load_job
 from ..table_view import open_table
 from ..text import count, one_line, shell_word, short_path
-from .corpus import write_corpus
-from .model import NOISE, write_model
-from .texts import DOCUMENTS
-
-SHOWN_ROWS = 8
+from .corpus import corpus_rows, right_answers, write_corpus
+from .model import copy_model
+from .show import show_results
 
 
 def run_demo(folder: Path) -> None:
@@ -29,10 +27,7 @@ def run_demo(folder: Path) -> None:
     out.print()
     report = run_loaded(loaded, err)
     show_run(out, report, details=False)
-    heading(out, "A sample of the results")
-    show_rows(out, made_rows(report.table, SHOWN_ROWS), lines=2)
-    out.print()
-    plain(out, NOISE, "yellow")
+    show_results(out, corpus_rows(), _made(report.table), right_answers())
     _show_rejected(out, report.table)
     _show_next(out, folder, report.table)
 
@@ -53,18 +48,31 @@ def write_job(folder: Path) -> Path:
 def _prepare(folder: Path, out: Console) -> LoadedJob:
     shards = write_corpus(folder / "corpus")
     documents = sum(pq.read_metadata(shard).num_rows for shard in shards)
-    languages = len({document.language for document in DOCUMENTS})
-    model = write_model(folder / "model")
+    model = copy_model(folder / "model")
     job = write_job(folder)
     rows = [
-        ("corpus", short_path(str(folder / "corpus")), f"{count(documents, 'document')} in {languages} languages"),
-        ("model", short_path(str(model)), "small, untrained"),
-        ("job", short_path(str(job)), "a summary, two translations, captions"),
+        ("corpus", short_path(str(folder / "corpus")), f"{count(documents, 'document')}: reports, notes, scenes"),
+        ("model", short_path(str(model)), "two million parameters, trained on a synthetic world"),
+        ("job", short_path(str(job)), "summaries, answers, translations, captions"),
     ]
     width = max(len(path) for _, path, _ in rows)
     for name, path, note in rows:
         out.print(Text.assemble((f"{name:<8}", "bold"), f"{path:<{width}}", (f"  {note}", "dim")), soft_wrap=True)
     return load_job(job)
+
+
+def _made(path: str) -> dict[str, dict[str, str]]:
+    """Document → task → text, of a small table; tasks in the job file's order."""
+    order = {task.name: n for n, task in enumerate(load_job(Path(path).parent / "job.yaml").job.tasks)}
+    connection = open_table(path)
+    try:
+        rows = connection.execute("SELECT document_id, task, text FROM results").fetchall()
+    finally:
+        connection.close()
+    made: dict[str, dict[str, str]] = {}
+    for document, task, text in sorted(rows, key=lambda row: order.get(row[1], len(order))):
+        made.setdefault(document, {})[task] = text or ""
+    return made
 
 
 def _show_rejected(out: Console, path: str) -> None:

@@ -53,7 +53,7 @@ class TransformersBackend:
         dtype = choose_dtype(config.dtype, folder, device)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        return cls(_load_model(folder, device, dtype), model_config, folder, config.max_decodes)
+        return cls(load_model(folder, device, dtype), model_config, folder, config.max_decodes)
 
     @property
     def stats(self) -> EngineStats:
@@ -185,7 +185,8 @@ class TransformersBackend:
         self._stats = dataclasses.replace(self._stats, **totals)
 
 
-def _load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' T5Gemma2ForConditionalGeneration from a folder; ModelError when a tensor is missing or unknown."""
     model_class = _model_class()
     try:
         with _quiet():

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pyarrow.dataset as ds
 import pytest
+from pydantic import ValidationError
 
 from model_runtime.cpu.build import library
+from pipelines.errors import SourceError
 from pipelines.generate import run_job
 from pipelines.job import JobSpec
 from pipelines.plan import plan_job
@@ -122,3 +124,30 @@ def test_a_job_in_int8_says_so_in_every_row(tmp_path):
     made_rows = table(tmp_path).values()
     assert len(made_rows) == sum(row["body"] is not None for row in rows)
     assert {row["dtype"] for row in made_rows} == {"int8"}
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_task_is_asked_of_the_rows_that_its_where_lets_pass(tmp_path, model):
+    rows = documents(12)
+    write_shards(tmp_path / "corpus", rows, shards=2, group=3)
+    old = {**SUMMARY, "where": [["year", "<", 1996]]}
+    job = make_job(tmp_path, model, [old, {**SUMMARY, "name": "all"}])
+    asked = {row["doc_id"] for row in rows if row["body"] is not None and row["year"] < 1996}
+    every = {row["doc_id"] for row in rows if row["body"] is not None}
+    assert 0 < len(asked) < len(every)
+    assert plan_job(job).todo == {"summary": len(asked), "all": len(every)}
+    report = run_job(job, job_text="")
+    assert made(report) == {"summary": len(asked), "all": len(every)}
+    assert {document for document, task, _ in table(tmp_path) if task == "summary"} == asked
+
+    # Which rows are asked is no part of what a row is: widened, only the new ones are made.
+    wider = make_job(tmp_path, model, [SUMMARY, {**SUMMARY, "name": "all"}])
+    assert made(run_job(wider, job_text="")) == {"summary": len(every) - len(asked), "all": 0}
+
+
+def test_a_where_must_name_columns_and_values_of_the_source(tmp_path, model):
+    write_shards(tmp_path / "corpus", documents(4), shards=1, group=4)
+    with pytest.raises(SourceError, match="has no column 'absent'"):
+        plan_job(make_job(tmp_path, model, [{**SUMMARY, "where": [["absent", "=", 1]]}]))
+    with pytest.raises(ValidationError, match="operator 'like' on column year"):
+        make_job(tmp_path, model, [{**SUMMARY, "where": [["year", "like", 1]]}])

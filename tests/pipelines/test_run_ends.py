@@ -7,12 +7,7 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +22,7 @@ from pipelines.generate import run_job
 from pipelines.job import JobSpec
 from tests.checkpoints import read_tensors, write_tensors
 
+from .child import command_line, started
 from .corpora import picture, text, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -149,83 +145,6 @@ def folder(corpus: Path, model: Path, tmp_path: Path) -> Path:
     (tmp_path / "corpus").symlink_to(corpus / "corpus")
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job_of(tmp_path, model, LONG)))
     return tmp_path
-
-
-class Child:
-    """`corpusmill run` in a process of its own, with a Ray of its own."""
-
-    def __init__(self, folder: Path, scratch: str) -> None:
-        self.folder = folder
-        self.said = folder / "said.txt"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        with self.said.open("w") as said:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.cli", "run", str(folder / "job.yaml")],
-                cwd=ROOT, env=environment | {"RAY_TMPDIR": scratch}, stdout=said, stderr=said, start_new_session=True,
-            )  # fmt: skip
-        self._scratch = scratch
-        self.family: set[tuple[int, str]] = set()
-
-    def wait_for(self, there: Callable[[], object]) -> None:
-        """Until something is there; the run must still be going on then."""
-        deadline = time.monotonic() + 90
-        while not there():
-            assert self.process.poll() is None, self.said.read_text()
-            assert time.monotonic() < deadline, self.said.read_text()
-            self.look()
-            time.sleep(0.02)
-        self.look()
-
-    def look(self) -> None:
-        """Remember every process that this one started, directly or not."""
-        parents = dict(processes())
-        for process in parents:
-            above, seen = process[0], 0
-            by_pid = {pid: parent for (pid, _), parent in parents.items()}
-            while above in by_pid and above != self.process.pid and seen < 50:
-                above, seen = by_pid[above], seen + 1
-            if above == self.process.pid and process[0] != self.process.pid:
-                self.family.add(process)
-
-    def alive(self) -> set[tuple[int, str]]:
-        """Which of them still run, or were started with this child's folder for Ray."""
-        running = dict(processes())
-        named = {process for process in running if self._scratch in command_line(process[0])}
-        return (self.family & running.keys()) | named
-
-    def clean_up(self) -> None:
-        for pid, _ in self.alive() | ({(self.process.pid, "")} if self.process.poll() is None else set()):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(timeout=30)
-
-
-def processes() -> Iterator[tuple[tuple[int, str], int]]:
-    """((pid, start time), parent) of every process that runs; zombies have ended."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            if fields[0] != "Z":
-                yield (int(entry.name), fields[19]), int(fields[1])
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-@contextmanager
-def started(folder: Path) -> Iterator[Child]:
-    # Short: Ray puts Unix sockets below it, whose paths may have 107 characters.
-    scratch = tempfile.mkdtemp(prefix="cm-", dir="/tmp")
-    child = Child(folder, scratch)
-    try:
-        yield child
-    finally:
-        child.clean_up()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def work_files(folder: Path) -> list[Path]:

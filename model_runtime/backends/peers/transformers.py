@@ -48,7 +48,7 @@ class _TransformersPeer:
     @classmethod
     def load(cls, config: PeerConfig) -> Any:
         """SDPA, weights in `config.dtype`; PeerMissing when transformers or the dtype is not there."""
-        from ..transformers import _load_model
+        from ..transformers import load_model
 
         dtype = _DTYPES.get(config.dtype)
         if dtype is None:
@@ -56,7 +56,7 @@ class _TransformersPeer:
         if config.device == "cpu":
             torch.set_num_threads(config.threads)
         try:
-            model = _load_model(config.model, torch.device(config.device), dtype)
+            model = load_model(config.model, torch.device(config.device), dtype)
         except ModelError as error:
             raise PeerMissing(str(error)) from error
         model.generation_config.eos_token_id = None

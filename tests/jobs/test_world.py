@@ -1,0 +1,278 @@
+"""The synthetic world: the same each time, honest about its split, and every target right by the document."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs.demo.world import KINDS, SCHEMA, World, documents, showcase, tokenizer_texts, write_shards
+from jobs.demo.world.__main__ import main
+from jobs.demo.world.dice import Dice, is_held_out
+from jobs.demo.world.drawing import DIVIDE, GAP, SIZE, draw
+from jobs.demo.world.facts import event_key
+from jobs.demo.world.meaning import Clause, Phrase, Sentence, clause_key
+from jobs.demo.world.names import family_name, given_name, town
+from jobs.demo.world.notes import draw_note
+from jobs.demo.world.reports import Report, draw_report
+from jobs.demo.world.scenes import COUNTS, Scene, captions, draw_scene, scene_key
+from jobs.demo.world.scenes import draw_questions as scene_questions
+from jobs.demo.world.summaries import answers, draw_questions, summaries
+
+SOME = 600
+
+
+def _reports(split: str, count: int = SOME) -> list[Report]:
+    return [draw_report(Dice(3, split, "report", index), 50, 1000) for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, list[Report]]:
+    return {split: _reports(split) for split in ("train", "held_out")}
+
+
+def test_a_document_depends_on_its_number_only() -> None:
+    for kind in KINDS:
+        together = list(documents(kind, seed=5, split="train", start=0, count=8))
+        alone = [next(documents(kind, seed=5, split="train", start=index, count=1)) for index in reversed(range(8))]
+        assert together == alone[::-1]
+        assert together != list(documents(kind, seed=6, split="train", start=0, count=8))
+
+
+def test_the_same_bytes_for_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.demo.world.shards.ROWS_PER_SHARD", 40)
+    world = World(seed=1, split="train", reports=40, notes=30, scenes=20, max_words=200)
+    one = write_shards(tmp_path / "one", world)
+    two = write_shards(tmp_path / "two", world, processes=2)
+    assert [path.name for path in one] == [path.name for path in two]
+    assert len(one) == 3
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+
+
+def test_the_table_holds_what_was_asked_for(tmp_path: Path) -> None:
+    options = ["--split", "held_out", "--seed", "2", "--reports", "300", "--notes", "300", "--scenes", "50"]
+    assert main(["--out", str(tmp_path), *options]) == 0
+    (path,) = tmp_path.iterdir()
+    file = pq.ParquetFile(path)
+    table = file.read()
+    assert table.schema.equals(SCHEMA)
+    assert file.metadata.row_group(0).num_rows == 512
+    rows = table.to_pylist()
+    assert len({row["doc_id"] for row in rows}) == 650
+    assert {kind: sum(row["kind"] == kind for row in rows) for kind in KINDS} == dict(zip(KINDS, (300, 300, 50)))
+    # mixed: no half of the file is without any kind
+    assert {row["kind"] for row in rows[:325]} == {row["kind"] for row in rows[325:]} == set(KINDS)
+    given = {
+        "report": {"body", "words", "summary_en", "summary_ar", "question_1", "answer_3"},
+        "note": {"body", "words", "to_de", "to_zh"},
+        "scene": {"photo", "caption_en", "caption_de", "question_2"},
+    }
+    for row in rows:
+        for kind, columns in given.items():
+            if row["kind"] == kind:
+                assert all(row[column] for column in columns)
+        assert (row["photo"] is None) == (row["kind"] != "scene")
+
+
+@pytest.mark.parametrize(("low", "high"), [(20, 40), (50, 65), (100, 250), (50, 1000), (980, 1000)])
+def test_a_report_keeps_its_length(low: int, high: int) -> None:
+    for document in documents("report", seed=1, split="train", start=0, count=80, min_words=low, max_words=high):
+        assert document.body is not None
+        assert document.words == len(document.body.split())
+        assert low <= document.words <= high
+
+
+def test_a_length_without_room_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        next(documents("report", seed=1, split="train", start=0, count=1, min_words=5, max_words=15))
+    assert main(["--out", str(tmp_path), "--reports", "1", "--min-words", "90", "--max-words", "80"]) == 2
+    assert "max_words" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="kind"):
+        next(documents("poem", seed=1, split="train", start=0, count=1))
+    with pytest.raises(ValueError, match="split"):
+        next(documents("note", seed=1, split="test", start=0, count=1))
+
+
+def test_a_tenth_of_the_reports_is_long(reports: dict[str, list[Report]]) -> None:
+    words = [report.words for report in reports["train"]]
+    assert 0.06 < sum(count >= 300 for count in words) / len(words) < 0.14
+    assert sum(count <= 250 for count in words) / len(words) > 0.8
+
+
+def test_every_fact_stands_in_the_body(reports: dict[str, list[Report]]) -> None:
+    for report in reports["train"] + reports["held_out"]:
+        facts = report.facts
+        for fact in (facts.who, facts.town, facts.date.en, facts.amount.en, facts.thing.en):
+            assert re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", report.body), (fact, report.body)
+
+
+def test_no_decoy_is_a_fact(reports: dict[str, list[Report]]) -> None:
+    seen = 0
+    for report in reports["train"] + reports["held_out"]:
+        right = set(answers(report.facts).values()) | {report.facts.thing.en} | set(report.facts.who.split(" "))
+        assert right.isdisjoint(report.decoys)
+        assert str(report.facts.amount.number) not in {decoy.split(" ")[0] for decoy in report.decoys}
+        assert all(decoy in report.body for decoy in report.decoys)
+        seen += len(report.decoys)
+    assert seen > 4 * len(reports["train"])
+
+
+def test_answers_are_the_facts(reports: dict[str, list[Report]]) -> None:
+    for index, report in enumerate(reports["train"]):
+        asked = draw_questions(Dice(0, "train", "question", index), report.facts)
+        right = answers(report.facts)
+        assert len({answer for _, answer in asked}) == 3
+        for question, answer in asked:
+            assert answer in right.values()
+            assert answer not in question
+            assert answer == right["what"] or answer in report.body
+    text = summaries(reports["train"][0].facts)
+    assert all(reports["train"][0].facts.who in line for line in text.values())
+
+
+def test_the_splits_share_no_name_and_no_event(reports: dict[str, list[Report]]) -> None:
+    names = {}
+    for split, drawn in reports.items():
+        people = {part for report in drawn for part in report.facts.who.split(" ")}
+        towns = {report.facts.town for report in drawn}
+        events = {event_key(r.facts.action, r.facts.thing, r.facts.date) for r in drawn}
+        names[split] = people, towns, events
+        decoys = {part for report in drawn for decoy in report.decoys for part in decoy.split(" ")}
+        held_out = split == "held_out"
+        assert all(is_held_out("name", name) == held_out for name in people)
+        assert all(is_held_out("town", name) == held_out for name in towns)
+        assert all(is_held_out("event", event) == held_out for event in events)
+        assert len(decoys) > 1000
+    for train, held_out in zip(names["train"], names["held_out"]):
+        assert train.isdisjoint(held_out)
+    bodies = {split: " ".join(report.body for report in drawn) for split, drawn in reports.items()}
+    assert not [name for name in names["held_out"][0] if len(name) > 5 and f" {name} " in bodies["train"]]
+
+
+def _combinations(sentence: Sentence) -> set[str]:
+    keys = set()
+    for clause in (sentence.main, sentence.other):
+        if isinstance(clause, Clause) and clause.verb and clause.subject.noun:
+            what = clause.object
+            if not isinstance(what, Phrase) or what.noun:
+                keys.add(clause_key(clause.subject.noun, clause.verb, what.noun if what else None))
+    return keys
+
+
+def test_the_splits_share_no_note() -> None:
+    keys: dict[str, set[str]] = {"train": set(), "held_out": set()}
+    sentences: dict[str, set[str]] = {"train": set(), "held_out": set()}
+    for split in keys:
+        for index in range(2 * SOME):
+            note = draw_note(Dice(3, split, "note", index))
+            assert 5 <= note.words <= 40
+            keys[split] |= {key for meaning in note.meanings for key in _combinations(meaning)}
+            sentences[split] |= set(note.body.split(". "))
+    assert min(map(len, keys.values())) > 300
+    assert keys["train"].isdisjoint(keys["held_out"])
+    assert sentences["train"].isdisjoint(sentences["held_out"])
+
+
+def test_one_english_note_has_one_translation() -> None:
+    seen: dict[str, dict[str, str]] = {}
+    for index in range(3 * SOME):
+        note = draw_note(Dice(4, "train", "note", index))
+        assert seen.setdefault(note.body, note.translations) == note.translations
+        for text in (note.body, *note.translations.values()):
+            assert "  " not in text
+            assert not re.search(r"[\s،,] ?[.。]", text)
+
+
+def test_names_are_open() -> None:
+    dice = Dice(1, "train", "names", 0)
+    drawn = [draw(dice) for _ in range(SOME) for draw in (given_name, family_name, town)]
+    assert len(set(drawn)) > 0.85 * len(drawn)
+    assert all(3 <= len(name) <= 40 for name in drawn)
+    text = "".join(drawn)
+    assert set("abcdefghijklmnopqrstuvwxyz") < set(text.lower())
+    assert all(mark in text for mark in "-' éöñşł")
+
+
+def _scenes(split: str, count: int) -> list[tuple[Dice, Scene]]:
+    drawn = []
+    for index in range(count):
+        dice = Dice(3, split, "scene", index)
+        drawn.append((dice, draw_scene(dice)))
+    return drawn
+
+
+def test_objects_stand_apart_and_groups_where_the_caption_says() -> None:
+    for dice, scene in _scenes("train", 150):
+        png, places = draw(dice, scene)
+        image = Image.open(io.BytesIO(png))
+        assert (image.size, image.mode) == ((SIZE, SIZE), "RGB")
+        assert [len(circles) for circles in places] == [group.number for group in scene.groups]
+        circles = [circle for group in places for circle in group]
+        for place, one in enumerate(circles):
+            assert one.radius <= min(one.x, one.y, SIZE - one.x, SIZE - one.y)
+            for other in circles[:place]:
+                assert math.hypot(one.x - other.x, one.y - other.y) >= one.radius + other.radius + GAP - 1e-6
+        if scene.relation is not None:
+            axis = 0 if scene.relation == "left" else 1
+            end = max(circle[axis] + circle.radius for circle in places[0])
+            begin = min(circle[axis] - circle.radius for circle in places[1])
+            assert begin - end >= DIVIDE - 1e-6
+
+
+def test_the_splits_share_no_scene() -> None:
+    train = {scene_key(scene) for _, scene in _scenes("train", SOME)}
+    held_out = {scene_key(scene) for _, scene in _scenes("held_out", SOME)}
+    assert train.isdisjoint(held_out)
+    assert min(len(train), len(held_out)) > 250
+
+
+def test_answers_about_scenes_are_right() -> None:
+    kinds = set()
+    for dice, scene in _scenes("train", SOME):
+        asked = scene_questions(dice, scene)
+        assert len(set(asked)) == 3
+        for question, answer in asked:
+            kinds.add(question.split(" ")[0])
+            assert _true_answer(scene, question) == answer, (captions(scene)["en"], question)
+    assert kinds == {"How", "What", "Which", "Is"}
+
+
+def _true_answer(scene: Scene, question: str) -> str:
+    """Answers from the scene alone, by reading the question; fails where more than one answer would do."""
+    words = question.rstrip("?").split(" ")
+    noun = words[-1] if words[0] not in ("How",) else words[words.index("are" if "are" in words else "can") - 1]
+    fitting = [group for group in scene.groups if noun in (group.shape.en, group.shape.plural)]
+    coloured = [group for group in fitting if group.colour.en in words]
+    colours = {"red", "blue", "green", "yellow", "black", "purple"}
+    if colours & set(words):
+        fitting = coloured
+    if words[0] == "Is":
+        return "yes" if fitting else "no"
+    (group,) = fitting
+    if words[0] == "How":
+        return COUNTS[group.number - 1]
+    if words[1] == "colour":
+        return group.colour.en
+    first, second = scene.groups
+    upper = "above" in words or "left" in words
+    assert group is (second if upper else first)
+    return (first if upper else second).en
+
+
+def test_the_showcase_is_fixed_and_held_out() -> None:
+    shown = showcase()
+    assert shown == showcase()
+    assert [document.kind for document in shown] == ["report"] * 6 + ["note"] * 6 + ["scene"] * 6
+    assert shown[0].words is not None and shown[0].words >= 980
+    assert all("held_out" in document.doc_id for document in shown)
+
+
+def test_the_tokenizer_sees_every_language_and_prompt() -> None:
+    text = "\n".join(tokenizer_texts(1, 60))
+    assert "Summarize in German:" in text and "Describe the image in German:" in text
+    assert re.search("[一-鿿]", text) and re.search("[ء-ي]", text) and "¿" not in text
