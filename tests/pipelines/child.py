@@ -31,9 +31,9 @@ class Child:
         self._scratch = scratch
         self.family: set[tuple[int, str]] = set()
 
-    def wait_for(self, there: Callable[[], object]) -> None:
+    def wait_for(self, there: Callable[[], object], seconds: float = 90) -> None:
         """Until something is there; the run must still be going on then."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + seconds
         while not there():
             assert self.process.poll() is None, self.said.read_text()
             assert time.monotonic() < deadline, self.said.read_text()

@@ -270,7 +270,7 @@ def test_a_run_killed_at_a_random_step_goes_on_and_loses_nothing(
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(made))
     chance = random.Random(11)
     with started(tmp_path, "finetune") as child:
-        child.wait_for(lambda: list((tmp_path / "out" / "checkpoints").glob("*/state.json")))
+        child.wait_for(lambda: list((tmp_path / "out" / "checkpoints").glob("*/state.json")), 300)
         time.sleep(chance.uniform(0, 1))
         child.process.kill()
         assert child.process.wait(timeout=10) == -signal.SIGKILL
