@@ -27,6 +27,7 @@ from .finetune_plan import Plan, gpus_per_trainer
 from .lease import Lease
 from .lineage import new_run_id, package_versions
 from .pools import PoolServer, steps
+from .resolve import runtime_version
 from .training_checkpoint import Checkpoints, History, SkipLog
 from .training_loop import LoopSettings, TrainingLoop, Workers
 
@@ -236,7 +237,7 @@ def _document(plan: Plan, history: History, skips: SkipLog) -> dict[str, Any]:
             "counts": dict(skips.counts),
             "listed": [skip._asdict() | {"source_path": redact_url(skip.source_path)} for skip in skips.listed],
         },
-        "versions": package_versions(),
+        "versions": {"corpusmill": runtime_version(), **package_versions()},
     }
 
 
