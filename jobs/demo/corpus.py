@@ -13,16 +13,16 @@ from .world import Document, showcase
 SHARDS = 3
 ROWS_PER_GROUP = 4
 
-SCHEMA = pa.schema([("doc_id", pa.string()), ("kind", pa.string()), ("body", pa.string()), ("photo", pa.binary())])
+SCHEMA = pa.schema([("doc_id", pa.string()), ("genre", pa.string()), ("body", pa.string()), ("photo", pa.binary())])
 
 
 def corpus_rows() -> list[dict[str, Any]]:
     """Every document of the demo, one row each: the showcase, an image cut off after a third, and an empty text."""
     shown = showcase()
-    rows = [{name: row[name] for name in SCHEMA.names} for row in (document.row() for document in shown)]
+    rows = [{"doc_id": d.doc_id, "genre": d.kind, "body": d.body, "photo": d.photo} for d in shown]
     picture = next(row["photo"] for row in rows if isinstance(row["photo"], bytes))
-    rows.append({"doc_id": "scene-damaged", "kind": "scene", "body": None, "photo": picture[: len(picture) // 3]})
-    rows.append({"doc_id": "note-empty", "kind": "note", "body": "", "photo": None})
+    rows.append({"doc_id": "scene-damaged", "genre": "scene", "body": None, "photo": picture[: len(picture) // 3]})
+    rows.append({"doc_id": "note-empty", "genre": "note", "body": "", "photo": None})
     return rows
 
 

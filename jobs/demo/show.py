@@ -30,10 +30,10 @@ def show_results(
 ) -> None:
     """Some documents of each kind with their outputs (`made`: document → task → text), marked where the right one is
     known; at last the count over all of them."""
-    for kind, most in SHOWN.items():
-        heading(console, TITLES[kind])
-        of_kind = [document for document in documents if document["kind"] == kind and document["doc_id"] in made]
-        for document in of_kind[:most]:
+    for genre, most in SHOWN.items():
+        heading(console, TITLES[genre])
+        of_genre = [document for document in documents if document["genre"] == genre and document["doc_id"] in made]
+        for document in of_genre[:most]:
             _show_document(console, document, made[document["doc_id"]], right)
     _show_count(console, made, right)
 
@@ -73,7 +73,8 @@ def _show_count(console: Console, made: Mapping[str, Mapping[str, str]], right: 
     console.print()
     plain(
         console,
-        "✓ and ✗: the documents come from a synthetic world, held out from training, that knows its own right answers; "
+        "✓ is exactly right; behind ✗ stands what is right. The documents come from a synthetic world that knows its own "
+        "answers; none of their names and combinations was trained on. "
         f"{good:,} of {len(known):,} are exactly right.",
     )
 

@@ -46,7 +46,7 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
 
 def test_it_holds_what_a_demo_should_show() -> None:
     rows = corpus_rows()
-    assert Counter(row["kind"] for row in rows) == {"report": 6, "note": 7, "scene": 7}
+    assert Counter(row["genre"] for row in rows) == {"report": 6, "note": 7, "scene": 7}
     assert max(len((row["body"] or "").split()) for row in rows) > 900
     assert [row["doc_id"] for row in rows if not row["body"] and not row["photo"]] == ["note-empty"]
     for row in rows:
