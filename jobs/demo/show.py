@@ -73,8 +73,8 @@ def _show_count(console: Console, made: Mapping[str, Mapping[str, str]], right: 
     console.print()
     plain(
         console,
-        "✓ is exactly right; behind ✗ stands what is right. The documents come from a synthetic world that knows its own "
-        "answers; none of their names and combinations was trained on. "
+        "✓ is exactly right; behind ✗ stands what is right. The documents come from a synthetic world that knows its "
+        "own answers; none of their names and combinations was trained on. "
         f"{good:,} of {len(known):,} are exactly right.",
     )
 
