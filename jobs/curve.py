@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -26,6 +27,7 @@ def save_curve(path: Path, history: Any) -> None:
     upper.legend(frameon=False, fontsize=8)
     if held:
         lower = figure.add_subplot(2, 1, 2, sharex=upper)
+        lower.set_prop_cycle(color=colormaps["tab20"].colors)  # type: ignore[attr-defined]
         for name in held[-1]["tasks"]:
             seen = [h for h in held if name in h["tasks"]]
             lower.plot(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.demo.texts import DOCUMENTS
+from jobs.bench.texts import DOCUMENTS
 from model_runtime.backends.peers.load import NAMES, peer_class
 from model_runtime.backends.peers.types import Ask, Peer, PeerConfig, PeerMissing, length_sorted_batches
 from model_runtime.synthetic import make_random_checkpoint
