@@ -21,8 +21,8 @@ bench: $(STAMP)  ## measure speed against every peer and append it to docs/bench
 model: $(STAMP)  ## train the demo's model anew, below build/demo-model (hours)
 	$(BIN)/python -m jobs.demo.train --dir build/demo-model
 
-test: $(STAMP)  ## run every test, the slow ones too
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## run the tests; with CI=1 (as .ci/run) the slow ones too
+	$(BIN)/python -m pytest $(if $(CI),,-m "not slow")
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .
