@@ -6,11 +6,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from infra.storage import Location, StorageError, scratch_folder
+from infra.storage import Location, scratch_folder
 from model_runtime.optimizer import Optimizer
 from workers.examples import Skipped
 
@@ -137,10 +138,9 @@ class Checkpoints:
             self._of(step).child(name).delete()
         folder = self._of(step)
         if folder.is_local:
-            try:
+            # Workers of a run that was killed live on for seconds, and may just be writing a checkpoint of their own.
+            with suppress(OSError):
                 Path(folder.url).rmdir()
-            except OSError as error:
-                raise StorageError(folder.url, f"cannot be removed: {error.strerror}") from error
 
     def _of(self, step: int) -> Location:
         return self._folder.child(f"step-{step:09d}")
