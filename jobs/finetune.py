@@ -50,7 +50,7 @@ def train(job: FinetuneSpec, out: Console, err: Console) -> Any:
     output = Location(job.output.path)
     if not report.already_done:
         output.child("README.md").write_bytes(model_card(report).encode())
-        _write_curve(output, report.history)
+        _write_curve(output, report.history, err)
     show(out, report)
     return report
 
@@ -138,11 +138,12 @@ def _held_out(figures: dict[str, Any]) -> str:
     return f"step {figures['step']:,}, held out: {scores}"
 
 
-def _write_curve(output: Location, history: Any) -> None:
+def _write_curve(output: Location, history: Any, err: Console) -> None:
     try:
         from .curve import save_curve
     except ImportError:
-        return  # without matplotlib there is no picture; the figures stand in training.json
+        err.print(Text("no training.png: pip install 'corpusmill[finetune]' brings matplotlib", style="dim"))
+        return
     with scratch_folder() as scratch:
         save_curve(scratch / "training.png", history)
         output.child("training.png").upload(scratch / "training.png")

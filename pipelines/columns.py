@@ -29,9 +29,11 @@ def check_columns(source: SourceSpec, files: Sequence[tuple[str, pa.Schema]], al
             _must_be(url, source.images, schema, _is_images, _IMAGE_KINDS)
 
 
-def carried_schema(source: SourceSpec, files: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
+def carried_schema(
+    source: SourceSpec, files: Sequence[tuple[str, pa.Schema]], reserved: Iterable[str] = OUTPUT.names
+) -> pa.Schema:
     """The carried columns' types: one type over all files (null columns aside), dictionaries decoded."""
-    taken = sorted(set(source.carry) & set(OUTPUT.names))
+    taken = sorted(set(source.carry) & set(reserved))
     if taken:
         raise SourceError(f"source.carry: the table has a column {taken[0]!r} of its own; carry it under another name")
     fields = []

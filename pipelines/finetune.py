@@ -189,8 +189,11 @@ def _result(output: Location) -> dict[str, Any] | None:
     if not location.exists():
         return None
     try:
-        return json.loads(location.read_bytes())
-    except ValueError as error:
+        document = json.loads(location.read_bytes())
+        if not {"fingerprint", "history", "skipped"} <= set(document):
+            raise ValueError("it lacks its keys")
+        return document
+    except (ValueError, TypeError) as error:
         raise TableError(f"{location} is not a training run's result ({error}): delete it to train anew") from error
 
 

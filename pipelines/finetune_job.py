@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from workers.tasks import LimitsSpec, Placement, TaskSpec
 
-from .job import Condition, SourceSpec
+from .job import Condition, SourceSpec, named_twice
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 # What a task of a run has and a task to learn has not: how to decode.
@@ -203,10 +203,8 @@ class FinetuneSpec(BaseModel):
 
     @model_validator(mode="after")
     def _task_names_are_unique(self) -> FinetuneSpec:
-        names = [task.name for task in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two tasks are named {twice[0]}")
+        if twice := named_twice(task.name for task in self.tasks):
+            raise ValueError(f"two tasks are named {twice}")
         return self
 
     @model_validator(mode="after")

@@ -12,7 +12,6 @@ from typing import Any
 from infra.cluster import Cluster, usable_cores
 from infra.storage import stage_model
 from model_runtime.config import ModelConfig
-from model_runtime.errors import ModelError
 from model_runtime.folder import model_revision, resolve_checkpoint
 from model_runtime.model import check_checkpoint
 from model_runtime.optimizer import Schedule
@@ -24,6 +23,7 @@ from workers.tasks import TaskTable, prompt_template
 from .errors import JobError, SourceError
 from .feed import FeedSettings, units_of
 from .finetune_job import FinetuneSpec, HeldOutSpec
+from .resolve import task_table
 from .source import Corpus, RowGroup, sample, scan
 from .training_loop import LoopSettings
 
@@ -120,7 +120,7 @@ def plan(job: FinetuneSpec) -> Plan:
     held_out_rows = 0
     if job.held_out is not None:
         held_out, held_out_rows = _held_out(job, job.held_out, corpus)
-    table = _task_table(folder, processor)
+    table = task_table(folder, processor)
     base = model_revision(folder)
     return Plan(
         job=job,
@@ -154,10 +154,7 @@ def gpus_per_trainer(job: FinetuneSpec, cluster: Cluster) -> int:
 
 def _scan(job: FinetuneSpec, path: str, key: str) -> Corpus:
     source = job.source.as_source(job.tasks).model_copy(update={"path": path})
-    try:
-        corpus = scan(source)
-    except SourceError as error:
-        raise SourceError(str(error).replace("source.", f"{key}.", 1) if key != "source" else str(error)) from error
+    corpus = scan(source, key=key, reserved=())
     for task in job.tasks:
         for column in filter(None, (task.target, task.question_column)):
             kind = corpus.carry.field(column).type
@@ -193,13 +190,6 @@ def _steps(job: FinetuneSpec, corpus: Corpus) -> int:
         return job.training.steps
     assert job.training.epochs is not None
     return math.ceil(corpus.documents * job.training.epochs / (job.lanes * job.training.documents_per_lane))
-
-
-def _task_table(folder: Path, processor: Processor) -> TaskTable:
-    try:
-        return TaskTable.parse(processor.tasks_document)
-    except ValueError as error:
-        raise ModelError(f"{folder}: {error}") from error
 
 
 def _tasks_json(job: FinetuneSpec, table: TaskTable) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -93,6 +95,11 @@ class WorkersSpec(BaseModel):
         return self
 
 
+def named_twice(names: Iterable[str]) -> str | None:
+    """The first name, sorted, that stands there more than once; None for none."""
+    return next((name for name, times in sorted(Counter(names).items()) if times > 1), None)
+
+
 class JobSpec(BaseModel):
     """A whole job, its ${ENV} filled in; the file as it was written goes into the manifest."""
 
@@ -108,10 +115,8 @@ class JobSpec(BaseModel):
 
     @model_validator(mode="after")
     def _task_names_are_unique(self) -> JobSpec:
-        names = [task.name for task in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two tasks are named {twice[0]}; a task's name is its folder in the table")
+        if twice := named_twice(task.name for task in self.tasks):
+            raise ValueError(f"two tasks are named {twice}; a task's name is its folder in the table")
         return self
 
     @property

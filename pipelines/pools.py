@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -35,24 +36,29 @@ class PoolServer:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         self._settings = settings
         self._making: dict[_Segment, Future[dict[tuple[int, int], Any]]] = {}
+        # Workers ask at the same time, each in a thread of this actor.
+        self._lock = threading.Lock()
         # One at a time, so that what is needed now is not slowed down by what comes after it.
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="corpusmill-pools")
 
     def pool(self, lane: int, epoch: int, number: int) -> list[Any]:
         """[a reference to the block of one pool] (Ray would fetch a bare one), or [] behind the lane's last pool."""
         if number >= len(pool_units(self._settings, lane, epoch)):
-            self._begin((epoch + 1, 0))
+            with self._lock:
+                self._begin((epoch + 1, 0))
             return []
         segment = (epoch, number // _TOGETHER)
-        self._begin(segment)
-        self._begin((epoch, segment[1] + 1))
-        for old in [s for s in self._making if s < (epoch, segment[1] - 1)]:
-            del self._making[old]
-        return [self._making[segment].result()[lane, number]]
+        with self._lock:
+            making = self._begin(segment)
+            self._begin((epoch, segment[1] + 1))
+            for old in [s for s in self._making if s < (epoch, segment[1] - 1)]:
+                del self._making[old]
+        return [making.result()[lane, number]]
 
-    def _begin(self, segment: _Segment) -> None:
+    def _begin(self, segment: _Segment) -> Future[dict[tuple[int, int], Any]]:
         if segment not in self._making:
             self._making[segment] = self._maker.submit(self._make, segment)
+        return self._making[segment]
 
     def _make(self, segment: _Segment) -> dict[tuple[int, int], Any]:
         epoch, part = segment

@@ -86,7 +86,7 @@ def resolve(job: JobSpec) -> Resolved:
     folder = resolve_checkpoint(stage_model(job.model.path, job.model.revision), job.model.revision)
     check_checkpoint(folder)
     processor = Processor.load(folder)
-    table = _task_table(folder, processor)
+    table = task_table(folder, processor)
     tasks = resolve_tasks(job.tasks, table, job.limits)
     _check_lengths(tasks, processor, ModelConfig.load(folder).decoder.max_positions)
     corpus = scan(job.source, also=where_columns(job.where))
@@ -137,7 +137,8 @@ def check_gpus(job: JobSpec, cluster: Cluster) -> str | None:
     return f"{asked}, and the cluster has {cluster.gpus:g} now; the run waits until it grows"
 
 
-def _task_table(folder: Path, processor: Processor) -> TaskTable:
+def task_table(folder: Path, processor: Processor) -> TaskTable:
+    """The model's prompts and languages; ModelError when its tasks.json cannot be used."""
     try:
         return TaskTable.parse(processor.tasks_document)
     except ValueError as error:

@@ -17,6 +17,7 @@ from .columns import carried_schema, check_columns
 from .damage import damage, first_line
 from .errors import SourceError
 from .job import SourceSpec
+from .schema import OUTPUT
 
 _PARALLEL = 16
 
@@ -76,19 +77,22 @@ class Corpus:
         return sum(file.size for file in self.files)
 
 
-def scan(source: SourceSpec, also: Iterable[str] = ()) -> Corpus:
+def scan(
+    source: SourceSpec, also: Iterable[str] = (), key: str = "source", reserved: Iterable[str] = OUTPUT.names
+) -> Corpus:
     """List the source, read its footers and its ids; SourceError names what does not fit the job.
 
-    `also`: columns that must be there besides the source's own.
+    `also`: columns that must be there besides the source's own; `key`: what the job file calls this source; `reserved`:
+    names that a carried column may not have.
     Costs one listing, a footer per file, and the id (and filter) columns. A file that is no Parquet is reported, not
     raised, as long as another one is.
     """
     try:
         listed = expand(source.path)
     except StorageError as error:
-        raise SourceError(f"source.path: {error}") from error
+        raise SourceError(f"{key}.path: {error}") from error
     if not listed:
-        raise SourceError(f"source.path: no Parquet file (.parquet, .parq, .pq) under {source.path}")
+        raise SourceError(f"{key}.path: no Parquet file (.parquet, .parq, .pq) under {source.path}")
     with ThreadPoolExecutor(_PARALLEL) as pool:
         opened = list(pool.map(_footer, listed))
     unreadable = [found for found in opened if isinstance(found, UnreadableFile)]
@@ -96,7 +100,7 @@ def scan(source: SourceSpec, also: Iterable[str] = ()) -> Corpus:
     if not footers:
         raise SourceError(f"{unreadable[0].url}: {unreadable[0].reason}")
     check_columns(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers], tuple(also))
-    carry = carried_schema(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers])
+    carry = carried_schema(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers], reserved)
     return Corpus(
         files=[
             SourceFile(url=file.url, size=file.size, etag=file.etag, rows=footer.num_rows) for file, footer in footers

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from model_runtime.errors import ErrorCode, RequestError
+from model_runtime.images import image_array, open_image
 
 
 class ImageReader(Protocol):
@@ -91,6 +93,16 @@ def request_error(error: BaseException) -> RequestError:
     code = ErrorCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else ErrorCode.INTERNAL
     line = " ".join(str(error).split())[:300]
     return RequestError(code, f"{type(error).__name__}: {line}" if line else type(error).__name__)
+
+
+def open_images(images: Sequence[Image], size: int, max_pixels: int) -> np.ndarray:
+    """The images that were read, decoded: uint8 [images, 3, size, size]; RequestError names the one that cannot be."""
+    pixels_N3SS = np.empty((len(images), 3, size, size), dtype=np.uint8)
+    for n, image in enumerate(images):
+        assert image.data is not None  # a document whose images were not all read has an error
+        with image_named(n + 1):
+            pixels_N3SS[n] = image_array(open_image(image.data, max_pixels=max_pixels), size)
+    return pixels_N3SS
 
 
 @contextmanager

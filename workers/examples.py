@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from model_runtime.batches import Example, TrainingDocument
 from model_runtime.errors import ErrorCode, RequestError
-from model_runtime.images import image_array, open_image
 from model_runtime.processing import Processor
 
-from .documents import Document, ImageReader, image_named, read_document, request_error
+from .documents import Document, ImageReader, open_images, read_document, request_error
 from .tasks import Kind, LimitsSpec, Placement, applies, fill_prompt
 
 _IMAGE_MARKER = "<start_of_image>"
@@ -161,13 +160,7 @@ class Examples:
     def _pixels(self, processor: Processor, document: Document) -> np.ndarray | None:
         if not document.images:
             return None
-        size = processor.image_size
-        pixels = np.empty((len(document.images), 3, size, size), np.uint8)
-        for n, image in enumerate(document.images):
-            assert image.data is not None  # a document whose images were not all read has an error
-            with image_named(n + 1):
-                pixels[n] = image_array(open_image(image.data, max_pixels=self._limits.max_image_pixels), size)
-        return pixels
+        return open_images(document.images, processor.image_size, self._limits.max_image_pixels)
 
 
 def _grouped(made: list[tuple[str | None, Example]]) -> dict[str | None, list[Example]]:

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from model_runtime.errors import ErrorCode, RequestError
-from model_runtime.images import image_array, open_image
 from model_runtime.processing import Processor
 
-from .documents import Document, Image, ImageReader, image_named, read_document, request_error
+from .documents import Document, ImageReader, open_images, read_document, request_error
 from .tasks import LimitsSpec, Task, applies, location_key, row_key
 
 __all__ = ["FAILED", "OK", "PENDING", "REJECTED", "DoneLookup", "ImageReader", "Prepare", "prepared_schema"]
@@ -228,7 +227,7 @@ class Prepare:
             errors = _blank_errors(document, {t: self._tasks[t] for t in todo})
             requests = self._requests(document, [t for t in todo if t not in errors], errors)
             open_them = self._pixels and requests and document.images
-            return requests, self._open_images(document.images) if open_them else None, errors
+            return requests, self._pixels_of(document) if open_them else None, errors
         except BaseException as error:
             whole = request_error(error)
             return [], None, {t: errors.get(t, whole) for t in todo}
@@ -265,14 +264,9 @@ class Prepare:
             )
         return requests
 
-    def _open_images(self, images: list[Image]) -> bytes:
+    def _pixels_of(self, document: Document) -> bytes:
         size = self._processor().image_size
-        pixels_N3SS = np.empty((len(images), 3, size, size), dtype=np.uint8)
-        for n, image in enumerate(images):
-            assert image.data is not None  # a document whose images were not all read has an error
-            with image_named(n + 1):
-                pixels_N3SS[n] = image_array(open_image(image.data, max_pixels=self._limits.max_image_pixels), size)
-        return pixels_N3SS.tobytes()
+        return open_images(document.images, size, self._limits.max_image_pixels).tobytes()
 
 
 def _blank_errors(document: Document, tasks: dict[int, Task]) -> dict[int, RequestError]:

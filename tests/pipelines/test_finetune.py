@@ -291,3 +291,20 @@ def test_a_run_killed_at_a_random_step_goes_on_and_loses_nothing(
     assert (tmp_path / "out" / "README.md").read_text().startswith("---") and (
         tmp_path / "out" / "training.png"
     ).exists()
+
+
+def test_a_target_column_may_bear_a_name_of_the_output_table(data: Path, model: Path, tmp_path: Path) -> None:
+    rows = [row | {"text": row["target"]} for row in rows_to_learn(12)]
+    schema = pa.schema([*LEARN, ("text", pa.string())])
+    write_shards(tmp_path / "train", rows, shards=1, group=12, schema=schema)
+    tasks = [{"name": "a", "kind": "summarize", "target": "text"}]
+    made = document(data, model, tmp_path / "out", source={"path": str(tmp_path / "train")}, tasks=tasks, held_out=None)
+    assert plan(FinetuneSpec.model_validate(made)).corpus.documents == 12
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"fingerprint": 1}', b"3"])
+def test_a_result_that_is_none_is_refused_in_one_line(data: Path, model: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.json").write_bytes(content)
+    with pytest.raises(TableError, match="is not a training run's result"):
+        train(document(data, model, tmp_path / "out"))
