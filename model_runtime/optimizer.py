@@ -34,18 +34,32 @@ class Schedule:
 class Optimizer:
     """AdamW in float32 over named weights, gradients clipped by their global norm (Loshchilov and Hutter 2019).
 
-    Weight decay is on matrices only: not on norms, biases and embeddings.
+    Weight decay is on matrices only: not on norms, biases and embeddings. The vision tower learns at `vision_rate` ×
+    the learning rate.
     """
 
     def __init__(
-        self, weights: dict[str, nn.Parameter], *, betas: tuple[float, float], weight_decay: float, clip: float
+        self,
+        weights: dict[str, nn.Parameter],
+        *,
+        betas: tuple[float, float],
+        weight_decay: float,
+        clip: float,
+        vision_rate: float = 1.0,
     ) -> None:
         self._weights = weights
         self._clip = clip
-        decayed = [p for name, p in weights.items() if p.ndim >= 2 and "embed" not in name]
-        rest = [p for name, p in weights.items() if p.ndim < 2 or "embed" in name]
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        self._adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=betas, fused=True)
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, weight in weights.items():
+            decay = weight_decay if weight.ndim >= 2 and "embed" not in name else 0.0
+            share = vision_rate if "vision_tower." in name else 1.0
+            groups.setdefault((decay, share), []).append(weight)
+        self._adam = torch.optim.AdamW(
+            [{"params": params, "weight_decay": decay, "share": share} for (decay, share), params in groups.items()],
+            lr=0.0,
+            betas=betas,
+            fused=True,
+        )
 
     def gradients(self) -> Iterator[Tensor]:
         """Every weight's gradient in the weights' order; zeros where a step did not touch one."""
@@ -61,7 +75,7 @@ class Optimizer:
         norm = float(nn.utils.clip_grad_norm_(list(self._weights.values()), self._clip))
         if math.isfinite(norm):
             for group in self._adam.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             self._adam.step()
         self._adam.zero_grad(set_to_none=True)
         return norm

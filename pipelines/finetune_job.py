@@ -125,6 +125,7 @@ class TrainingSpec(BaseModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     lora: LoraSpec | None = None
     train_vision: bool = False
+    vision_rate: float = Field(default=1.0, gt=0, le=1)
     gradient_checkpointing: bool = False
     prompt_in: Placement = "decoder"
 

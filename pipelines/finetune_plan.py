@@ -69,6 +69,7 @@ class Plan:
             betas=training.betas,
             weight_decay=training.weight_decay,
             clip=training.clip,
+            vision_rate=training.vision_rate,
             seed=training.seed,
             feed=self._feed(),
             max_batch_tokens=training.max_batch_tokens,

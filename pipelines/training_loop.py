@@ -39,6 +39,7 @@ class LoopSettings:
     schedule: Schedule
     betas: tuple[float, float]
     weight_decay: float
+    vision_rate: float
     clip: float
     seed: int
     feed: FeedSettings
@@ -107,7 +108,11 @@ class TrainingLoop:
         device = torch.device(settings.device)
         self._model = TrainingModel.load(settings.feed.folder(), settings.method, device)
         self._optimizer = Optimizer(
-            self._model.trainable(), betas=settings.betas, weight_decay=settings.weight_decay, clip=settings.clip
+            self._model.trainable(),
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            clip=settings.clip,
+            vision_rate=settings.vision_rate,
         )
         self._checkpoints = Checkpoints(Location(settings.output), settings.keep_checkpoints)
         self._lanes = list(range(workers.rank, settings.feed.lanes, workers.count))

@@ -20,35 +20,45 @@ TOKENIZER_TEXTS = 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One fine-tuning job: how many documents of each kind, how long the reports are, how it is learned."""
+    """One fine-tuning job: how many documents of each kind, what they are like, how it is learned."""
 
     name: str
     seed: int
-    reports: int
-    notes: int
+    reports: int = 0
+    notes: int = 0
     scenes: int
-    min_words: int
-    max_words: int
+    most_groups: int = 2
+    min_words: int = 50
+    max_words: int = 1000
+    documents: int = 24  # of each of the two lanes in a step
+    targets: int = 4  # of a document in a step
     steps: int
     rate: float
-    final_rate: float
+    final_rate: float = 0.0
+    vision_rate: float = 1.0
 
 
-# Short reports first: where to look is learned there, and carries over to long ones. Scenes take the longest.
+# Scenes first, of one group and then of two: seeing takes the most documents, and is lost at rates that suit texts.
+# Then short reports before long ones: where to look is learned there, and carries over.
 STAGES = (
     Stage(
-        name="short", seed=11, reports=40_000, notes=60_000, scenes=60_000, min_words=30, max_words=80,
-        steps=2400, rate=3.5e-3, final_rate=0.4,
+        name="shapes", seed=21, scenes=80_000, most_groups=1,
+        documents=16, targets=2, steps=2500, rate=1e-3, final_rate=1.0,
     ),
     Stage(
-        name="long", seed=12, reports=20_000, notes=24_000, scenes=70_000, min_words=50, max_words=1000,
-        steps=1100, rate=1.8e-3, final_rate=0.01,
+        name="scenes", seed=22, scenes=200_000,
+        documents=16, targets=2, steps=7000, rate=1e-3, final_rate=0.3,
+    ),
+    Stage(
+        name="short", seed=11, reports=40_000, notes=60_000, scenes=20_000, min_words=30, max_words=80,
+        steps=1800, rate=3.5e-3, final_rate=0.4, vision_rate=0.1,
+    ),
+    Stage(
+        name="long", seed=12, reports=20_000, notes=24_000, scenes=20_000,
+        steps=1200, rate=1.8e-3, vision_rate=0.3,
     ),
 )  # fmt: skip
-HELD_OUT = Stage(
-    name="held-out", seed=13, reports=80, notes=80, scenes=80, min_words=50, max_words=1000,
-    steps=1, rate=0, final_rate=0,
-)  # fmt: skip
+HELD_OUT = Stage(name="held-out", seed=13, reports=80, notes=80, scenes=80, steps=1, rate=0)
 
 
 def make_model(folder: Path, stages: tuple[Stage, ...] = STAGES) -> Path:
@@ -89,6 +99,7 @@ def write_world(folder: Path, stage: Stage, split: str) -> Path:
             scenes=stage.scenes,
             min_words=stage.min_words,
             max_words=stage.max_words,
+            most_groups=stage.most_groups,
         )
         write_shards(partial, world, processes=usable_cores())
         partial.rename(folder)
@@ -107,8 +118,11 @@ def training_job(
         "HELD_OUT": _quoted(held_out),
         "OUT": _quoted(out),
         "STEPS": str(stage.steps),
+        "DOCUMENTS": str(stage.documents),
+        "TARGETS": str(stage.targets),
         "RATE": repr(stage.rate),
         "FINAL_RATE": repr(stage.final_rate),
+        "VISION_RATE": repr(stage.vision_rate),
     }
     for mark, value in marks.items():
         text = text.replace(f"@{mark}@", value)

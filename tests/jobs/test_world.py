@@ -224,6 +224,12 @@ def test_objects_stand_apart_and_groups_where_the_caption_says() -> None:
             assert begin - end >= DIVIDE - 1e-6
 
 
+def test_scenes_of_one_group_when_asked_for() -> None:
+    captions = [str(d.caption_en) for d in documents("scene", seed=3, split="train", start=0, count=80, most_groups=1)]
+    assert {len(caption.split()) for caption in captions} == {3}
+    assert len(set(captions)) > 30
+
+
 def test_the_splits_share_no_scene() -> None:
     train = {scene_key(scene) for _, scene in _scenes("train", SOME)}
     held_out = {scene_key(scene) for _, scene in _scenes("held_out", SOME)}

@@ -277,6 +277,22 @@ def test_an_optimizer_goes_on_where_it_was_saved(folder: Path, tmp_path: Path) -
         torch.testing.assert_close(second.trainable()[name], weight, rtol=0, atol=0, msg=name)
 
 
+def test_the_vision_tower_learns_at_its_share_of_the_rate(folder: Path) -> None:
+    def step(share: float) -> dict[str, float]:
+        model = TrainingModel.load(folder, Method(train_vision=True), CPU)
+        before = {name: p.detach().clone() for name, p in model.trainable().items()}
+        optimizer = Optimizer(model.trainable(), betas=(0.9, 0.98), weight_decay=0.1, clip=1.0, vision_rate=share)
+        model.scores(batch_of(model, [document(1, images=1)])).loss.backward()
+        optimizer.update(1e-2)
+        return {name: float((p.detach() - before[name]).norm()) for name, p in model.trainable().items()}
+
+    whole, tenth = step(1.0), step(0.1)
+    towers = {name for name in whole if "vision_tower." in name and whole[name] > 0}
+    assert towers and set(whole) - towers
+    for name in whole:
+        assert tenth[name] == pytest.approx(whole[name] * (0.1 if name in towers else 1), rel=1e-3, abs=1e-7), name
+
+
 def test_a_checkpoint_of_other_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     frozen, lora = (TrainingModel.load(folder, method, CPU) for method in (Method(), Method(lora_rank=2)))
     saved = Optimizer(frozen.trainable(), betas=(0.9, 0.98), weight_decay=0.1, clip=1.0)

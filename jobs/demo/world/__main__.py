@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         start=options.start,
         min_words=options.min_words,
         max_words=options.max_words,
+        most_groups=options.most_groups,
     )
     began = time.monotonic()
     try:
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--start", type=_count, default=0, help="number of the first document of each kind")
     add("--min-words", type=int, default=MIN_WORDS, help="fewest words of a report")
     add("--max-words", type=int, default=MAX_WORDS, help="most words of a report")
+    add("--most-groups", type=int, choices=(1, 2), default=2, help="most groups of shapes in a scene")
     add("--processes", type=_processes, default=1, help="write so many shards at a time")
     return parser
 

@@ -66,10 +66,11 @@ def documents(
     count: int,
     min_words: int = MIN_WORDS,
     max_words: int = MAX_WORDS,
+    most_groups: int = 2,
 ) -> Iterator[Document]:
     """Documents start to start + count - 1 of a kind; each depends on seed, split, kind and its number only.
 
-    `min_words` and `max_words` bound reports and change what is drawn; notes and scenes have a size of their own.
+    `min_words` and `max_words` bound reports and change what is drawn, as `most_groups` (1 or 2) does for scenes.
     Raises ValueError for an unknown kind or split, or bounds that leave no room for the facts.
     """
     if kind not in KINDS:
@@ -84,7 +85,7 @@ def documents(
         elif kind == "note":
             yield _note(name, dice)
         else:
-            yield _scene(name, dice)
+            yield _scene(name, dice, most_groups)
 
 
 def _report(name: str, dice: Dice, min_words: int, max_words: int) -> Document:
@@ -100,8 +101,8 @@ def _note(name: str, dice: Dice) -> Document:
     return Document(doc_id=name, kind="note", body=note.body, words=note.words, **targets)
 
 
-def _scene(name: str, dice: Dice) -> Document:
-    scene = scenes.draw_scene(dice)
+def _scene(name: str, dice: Dice, most_groups: int) -> Document:
+    scene = scenes.draw_scene(dice, most_groups)
     asked = _asked(scenes.draw_questions(dice, scene))
     photo, _ = draw(dice, scene)
     caption: dict[str, Any] = {f"caption_{language}": text for language, text in scenes.captions(scene).items()}

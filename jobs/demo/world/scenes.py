@@ -86,11 +86,11 @@ class Scene(NamedTuple):
     relation: str | None
 
 
-def draw_scene(dice: Dice) -> Scene:
-    """A scene whose combination belongs to this split; two groups differ in colour or shape."""
+def draw_scene(dice: Dice, most_groups: int = 2) -> Scene:
+    """A scene of at most so many groups whose combination belongs to this split; two differ in colour or shape."""
     while True:
         first = _group(dice)
-        if dice.chance(0.35):
+        if dice.chance(0.35) or most_groups == 1:
             scene = Scene((first,), None)
         else:
             while (second := _group(dice))[1:] == first[1:]:

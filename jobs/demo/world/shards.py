@@ -28,6 +28,7 @@ class World:
     start: int = 0  # number of the first document of each kind
     min_words: int = MIN_WORDS
     max_words: int = MAX_WORDS
+    most_groups: int = 2
 
     @property
     def total(self) -> int:
@@ -86,6 +87,7 @@ def _mixed(world: World, part: int, parts: int) -> Iterator[Document]:
             count=count,
             min_words=world.min_words,
             max_words=world.max_words,
+            most_groups=world.most_groups,
         )
         due += [((place + 0.5) / count, rank, kind) for place in range(count)]
     for _, _, kind in sorted(due):
