@@ -55,16 +55,16 @@ def _show_document(
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for task, text in texts.items():
-        grid.add_row(task, _marked(one_line(text), right.get((name, task))))
+        grid.add_row(task, _marked(text, right.get((name, task))))
     console.print(grid)
 
 
 def _marked(text: str, right: str | None) -> Text:
     if right is None:
-        return Text(text)
-    if text == one_line(right):
-        return Text.assemble(text, ("  ✓", "green"))
-    return Text.assemble(text, ("  ✗ ", "red"), (one_line(right), "dim"))
+        return Text(one_line(text))
+    if text == right:
+        return Text.assemble(one_line(text), ("  ✓", "green"))
+    return Text.assemble(one_line(text), ("  ✗ ", "red"), (one_line(right), "dim"))
 
 
 def _show_count(console: Console, made: Mapping[str, Mapping[str, str]], right: Mapping[tuple[str, str], str]) -> None:

@@ -115,3 +115,13 @@ def test_outputs_stand_beside_their_documents_and_are_marked(width: int) -> None
     assert shown.count("✓") == 3 and shown.count("✗") == 2, "two right ones, a wrong one, and the legend"
     assert "2 of 3 are exactly right" in " ".join(shown.split())
     assert max(map(len, shown.splitlines())) <= width
+
+
+def test_what_is_marked_right_is_counted_as_right() -> None:
+    console = Console(width=120, file=io.StringIO(), highlight=False, no_color=True)
+    rows, right = corpus_rows(), right_answers()
+    report = rows[0]["doc_id"]
+    show_results(console, rows, {report: {"summary_en": right[report, "summary_en"] + " "}}, right)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("✓") == 1 and shown.count("✗") == 2, "marked wrong; the others are the legend's"
+    assert "0 of 1 are exactly right" in " ".join(shown.split())

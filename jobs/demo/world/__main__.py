@@ -7,13 +7,14 @@ import sys
 import time
 from pathlib import Path
 
+from ...text import count
 from .dice import SPLITS
 from .documents import MAX_WORDS, MIN_WORDS
 from .shards import World, write_shards
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the arguments and write the shards; 2 where they make no sense."""
+    """Parse the arguments and write the shards; 2 where they make no sense or the folder cannot be written."""
     options = _parser().parse_args(arguments)
     world = World(
         seed=options.seed,
@@ -29,24 +30,26 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     try:
         paths = write_shards(options.out, world, processes=options.processes)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.monotonic() - began
     size = sum(path.stat().st_size for path in paths) / 1e6
-    print(f"{world.total:,} documents in {len(paths)} shards, {size:.1f} MB, {seconds:.1f} s: {options.out}")
+    what = f"{count(world.total, 'document')} in {count(len(paths), 'shard')}"
+    print(f"{what}, {size:.1f} MB, {seconds:.1f} s: {options.out}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m jobs.demo.world",
-        description="Write a synthetic world as Parquet shards. The same options write the same bytes on any machine.",
+        description="Write a synthetic world as Parquet shards. The same options write the same bytes on any machine "
+        "with the same versions of Pillow and pyarrow.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the shards; made if missing")
-    add("--split", choices=SPLITS, default="train", help="held_out shares no name and no combination with train")
+    add("--split", choices=SPLITS, default="train", help="held_out shares no name, event, clause or scene with train")
     add("--seed", type=int, default=1, help="another seed is another world")
     add("--reports", type=_count, default=0, help="documents with five facts to find, in English")
     add("--notes", type=_count, default=0, help="short English texts with four translations")

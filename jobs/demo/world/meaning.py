@@ -59,7 +59,7 @@ class Sentence(NamedTuple):
     other: Clause | None = None
 
 
-_OWNABLE = tuple(noun for noun in nouns_of("at"))
+_OWNABLE = nouns_of("at")
 _HAVEABLE = tuple(noun for noun in nouns_of("at") if noun.kinds.isdisjoint("o") or not noun.kinds.isdisjoint("ch"))
 _PEOPLE = nouns_of("p")
 _COUNTED = nouns_of("pat")
@@ -135,7 +135,7 @@ def _does(dice: Dice, tense: str, *, simple: bool = False, single: bool = False)
 
 
 def clause_key(noun: Noun, verb: Verb, object_noun: Noun | None) -> str:
-    """What the split of clauses is hashed from."""
+    """What the split of clauses is hashed from; where Mr or Mrs stands instead of a noun, the name tells them apart."""
     return f"{noun.en} {verb.en[0]} {object_noun.en if object_noun else '-'}"
 
 

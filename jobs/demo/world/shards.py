@@ -47,29 +47,43 @@ class World:
 def write_shards(folder: Path, world: World, *, processes: int = 1) -> list[Path]:
     """Write the world's shards into `folder` and return their paths; the number of processes changes no byte.
 
-    Raises ValueError as `documents` does.
+    Raises ValueError as `documents` does, for a world of nothing, and where the folder holds this split's shards of a
+    world of another size, which a reader of the folder would take in as well.
     """
+    if world.total < 1:
+        raise ValueError("a world needs at least one report, note or scene")
     folder.mkdir(parents=True, exist_ok=True)
-    parts = max(1, -(-world.total // ROWS_PER_SHARD))
+    parts = -(-world.total // ROWS_PER_SHARD)
     jobs = [(folder, world, part, parts) for part in range(parts)]
+    mine = {_shard(*job) for job in jobs}
+    if others := sorted(path.name for path in folder.glob(f"{world.split}-*-of-*.parquet") if path not in mine):
+        raise ValueError(f"{folder} holds shards of another world, such as {others[0]}: remove them or take another")
     if processes == 1 or parts == 1:
         return [_write_shard(*job) for job in jobs]
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         return pool.starmap(_write_shard, jobs, chunksize=1)
 
 
+def _shard(folder: Path, world: World, part: int, parts: int) -> Path:
+    return folder / f"{world.split}-{part:05d}-of-{parts:05d}.parquet"
+
+
 def _write_shard(folder: Path, world: World, part: int, parts: int) -> Path:
-    path = folder / f"{world.split}-{part:05d}-of-{parts:05d}.parquet"
+    path = _shard(folder, world, part, parts)
     partial = path.with_name(path.name + ".partial")
-    with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-        rows: list[dict[str, str | bytes | int | None]] = []
-        for document in _mixed(world, part, parts):
-            rows.append(document.row())
-            if len(rows) == ROWS_PER_GROUP:
+    try:
+        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+            rows: list[dict[str, str | bytes | int | None]] = []
+            for document in _mixed(world, part, parts):
+                rows.append(document.row())
+                if len(rows) == ROWS_PER_GROUP:
+                    writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+                    rows = []
+            if rows:
                 writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                rows = []
-        if rows:
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.rename(path)
     return path
 
