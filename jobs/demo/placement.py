@@ -12,16 +12,23 @@ import math
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .train import HELD_OUT, STAGES, start_checkpoint, training_job, write_world
+from .train import HELD_OUT, Stage, start_checkpoint, training_job, write_world
 
 PLACEMENTS = ("decoder", "encoder")
+# One target for each document and step: the same examples, wherever their instruction stands.
+STAGE = Stage(
+    name="placement", seed=31, reports=40_000, notes=60_000, scenes=20_000, min_words=30, max_words=80,
+    documents=24, targets=1, steps=600, rate=3.5e-3,
+)  # fmt: skip
+SCORED = replace(HELD_OUT, reports=200, notes=200, scenes=100)
 GROUPS = {"summaries": "summary_", "translations": "to_", "captions": "caption_", "answers": "answer_"}
 
 
-def study(folder: Path, seeds: Sequence[int], steps: int, documents: int) -> list[dict[str, Any]]:
+def study(folder: Path, seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
     """Train each placement with each seed (what is there already is not done again); one record for each run."""
     from pipelines.finetune_job import FinetuneSpec
 
@@ -30,18 +37,18 @@ def study(folder: Path, seeds: Sequence[int], steps: int, documents: int) -> lis
     from ..spec import load_spec
 
     start = start_checkpoint(folder / "start")
-    world = write_world(folder / "world", STAGES[0], "train")
-    held_out = write_world(folder / "held-out", HELD_OUT, "held_out")
+    world = write_world(folder / "world", STAGE, "train")
+    held_out = write_world(folder / "held-out", SCORED, "held_out")
     out, err = consoles()
+    stage = replace(STAGE, steps=steps)
     records = []
     for seed in seeds:
         for placement in PLACEMENTS:
             name = f"{placement}-{seed}"
-            path = training_job(folder, STAGES[0], start, world, held_out, folder / name, name=name)
+            path = training_job(folder, stage, start, world, held_out, folder / name, name=name)
             spec = load_spec(path, FinetuneSpec)[0].model_dump()
-            spec["training"] |= {"prompt_in": placement, "seed": seed, "steps": steps}
-            # One target for each document and step: the same examples, wherever their instruction stands.
-            spec["training"] |= {"tasks_per_document": 1, "documents_per_lane": documents}
+            spec["training"] |= {"prompt_in": placement, "seed": seed}
+            spec["held_out"] |= {"every": steps, "rows": SCORED.reports + SCORED.notes + SCORED.scenes}
             report = train(FinetuneSpec.model_validate(spec), out, err)
             records.append(_record(placement, seed, report))
     return records
@@ -76,11 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.demo.placement", description=__doc__)
     parser.add_argument("--dir", type=Path, default=Path("build/placement"), help="where worlds and models go")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--documents", type=int, default=48, help="documents (with one target each) of a lane's step")
+    parser.add_argument("--steps", type=int, default=STAGE.steps)
     options = parser.parse_args(arguments)
     options.dir.mkdir(parents=True, exist_ok=True)
-    records = study(options.dir, options.seeds, options.steps, options.documents)
+    records = study(options.dir, options.seeds, options.steps)
     for line in (*records, *summary(records)):
         print(json.dumps(line))
     return 0
