@@ -126,7 +126,7 @@ class _Scoring:
         compared, other_scores = {}, {}
         if len(pieces) > 1:
             for (this, mine), that, theirs in zip(ours, pieces[1], drawn[1]):
-                compared[this.name] = compare(this.score, that.score, mine, theirs, level)
+                compared[this.name] = compare(this.score, that.score, mine, theirs, level, documents=len(inside))
                 other_scores[this.name] = interval(that.score, theirs, level)
         scores = Scores(
             by=by,
@@ -176,6 +176,7 @@ def _counts(states: np.ndarray) -> Counts:
 def _average(kind: str, language: str | None, members: Sequence[Scored], bootstrap: BootstrapSpec) -> Average:
     names = [n for n in members[0].resampled if all(n in one.resampled for one in members)]
     scores, compared = {}, {}
+    documents = max(one.result.overall.scored for one in members)
     for name in names:
         this = float(np.mean([one.result.overall.scores[name].score for one in members]))
         mine = np.mean([one.resampled[name][0] for one in members], axis=0)
@@ -183,7 +184,7 @@ def _average(kind: str, language: str | None, members: Sequence[Scored], bootstr
         theirs = [other for one in members if (other := one.resampled[name][1]) is not None]
         if len(theirs) == len(members):
             that = float(np.mean([one.result.overall.compared[name].other for one in members]))
-            compared[name] = compare(this, that, mine, np.mean(theirs, axis=0), bootstrap.level)
+            compared[name] = compare(this, that, mine, np.mean(theirs, axis=0), bootstrap.level, documents=documents)
     tasks = [one.result.task for one in members]
     return Average(kind=kind, language=language, tasks=tasks, scores=scores, compared=compared)
 
