@@ -26,7 +26,7 @@ _MISSING, _REJECTED, _FAILED, _EMPTY, _OK = range(5)
 class _Made:
     """One table's outputs of a task against the documents that have references."""
 
-    texts: list[str]
+    texts: list[str | None]
     states: np.ndarray
     without_document: int
 
@@ -158,11 +158,11 @@ def _made(table: Outputs, rows: pa.Table, references: References, documents: np.
     matched = rows.take(at.drop_null())
     statuses = np.array(matched.column("status").to_pylist(), dtype=object)
     states[there] = np.select([statuses == "rejected", statuses == "failed"], [_REJECTED, _FAILED], _OK)
-    texts = [""] * len(documents)
+    texts: list[str | None] = [None] * len(documents)
     written = np.flatnonzero(states == _OK)
     for index, text in zip(written, table.texts(matched.filter(pa.array(statuses == "ok"))), strict=True):
         texts[index] = text or ""
-        states[index] = _OK if texts[index].strip() else _EMPTY
+        states[index] = _OK if text and text.strip() else _EMPTY
     known = pc.is_in(rows.column("document_id"), value_set=references.ids)
     return _Made(texts=texts, states=states, without_document=int(pc.sum(pc.invert(known)).as_py() or 0))
 
