@@ -130,6 +130,10 @@ def _show_slices(console: Console, tasks: Sequence[TaskResult], column: str, oth
 def _show_verdict(console: Console, evaluation: Evaluation) -> None:
     """Which differences are significant, in a sentence each; and how many would look so by chance."""
     heading(console, f"Compared with {redact(str(evaluation.other))}")
+    tested = [comparison for comparison in evaluation.comparisons if comparison.p is not None]
+    if not tested:
+        plain(console, "Nothing was tested: no document was scored, or bootstrap.samples is 0.", "dim")
+        return
     named = [
         (task.task, metric, comparison)
         for task in evaluation.tasks
@@ -147,9 +151,9 @@ def _show_verdict(console: Console, evaluation: Evaluation) -> None:
     if rest:
         said = ", ".join(f"{task} {metric}" for task, metric, _ in rest)
         plain(console, f"Not significant: {said}.")
-    chance = (1 - evaluation.level) * len(evaluation.comparisons)
-    if len(evaluation.comparisons) > 1:
-        made = count(len(evaluation.comparisons), "comparison")
+    chance = (1 - evaluation.level) * len(tested)
+    if len(tested) > 1:
+        made = count(len(tested), "comparison")
         plain(
             console,
             f"{made}, slices included, each at {1 - evaluation.level:.2g}: about {chance:.1f} of them would look "

@@ -69,6 +69,8 @@ def _evaluate(
 ) -> Evaluation:
     say("reading the table")
     outputs = read_outputs(table.path, table.filter)
+    if spec.table is not None and table.filter and not len(outputs.rows):
+        raise JobError(f"table.filter: no row of {outputs.location} passes it")
     # The filter says which of this table's rows count; another table may not even have such rows.
     other = None if compare is None else read_outputs(compare)
     about = _about(spec, text, outputs, other)

@@ -212,6 +212,64 @@ def test_skipping_compares_the_same_documents(folder: Path) -> None:
     assert overall["compared"]["chrf"]["delta"] > 0
 
 
+def test_two_models_in_the_other_table_are_said(folder: Path) -> None:
+    rows = [
+        output(n, "to_de", translated(n), kind="translate", language="de", model_revision=("b" if n % 2 else "c") * 32)
+        for n in range(COUNT)
+    ]
+    write_rows(folder / "other", rows)
+    [warning] = evaluated(folder, compare=folder / "other")["warnings"]
+    assert f"in {folder / 'other'} come from 2 models" in warning and "table.filter" not in warning
+
+
+def test_without_resampling_nothing_is_called_insignificant(folder: Path, capsys) -> None:
+    evaluated(folder, compare=folder / "table", bootstrap={"samples": 0})
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Nothing was tested" in text and "significant" not in text
+
+
+def test_one_document_shows_no_difference(folder: Path, capsys) -> None:
+    write_references(folder / "references.parquet", {"de": [sentence(0, "de")]})
+    write_rows(folder / "other", [output(0, "to_de", "nein", kind="translate", language="de")])
+    [task] = evaluated(folder, compare=folder / "other")["tasks"]
+    assert {(c["p"], c["significant"]) for c in task["overall"]["compared"].values()} == {(1, False)}
+
+
+def test_references_of_other_documents_are_no_zero(folder: Path) -> None:
+    rows = [output(n, "to_de", translated(n), kind="translate", language="de") for n in range(COUNT, 2 * COUNT)]
+    write_rows(folder / "others", rows)
+    said = (
+        r"references.id: .*/others holds none of these documents for task to_de: an id is 'doc-0' in .* and 'doc-40' in"
+    )
+    for keys in ({"table": {"path": str(folder / "others")}}, {"compare": folder / "others"}):
+        with pytest.raises(JobError, match=said):
+            evaluated(folder, **keys)
+
+
+def test_a_task_of_which_nothing_is_left_is_said_and_spoils_no_average(folder: Path) -> None:
+    tasks = ("a", "b", "none")
+    write_rows(
+        folder / "table",
+        [
+            output(n, task, None if task == "none" else translated(n), kind="translate", language=None)
+            for task in tasks for n in range(COUNT)
+        ],
+    )  # fmt: skip
+    found = evaluated(folder, missing="skip", tasks=[{"name": task, "reference": "de"} for task in tasks])
+    assert found["warnings"] == [
+        "task none: missing: skip leaves no document to score, so it stands in no average either"
+    ]
+    [average] = found["averages"]
+    assert average["tasks"] == ["a", "b"] and set(average["scores"]) == {"chrf", "bleu", "exact"}
+
+
+def test_an_error_is_no_output_without_a_document(folder: Path) -> None:
+    rows = [output(n, "to_de", None, kind="translate", language="de") for n in range(COUNT, COUNT + 3)]
+    rows += [output(n, "to_de", translated(n), kind="translate", language="de") for n in range(COUNT)]
+    write_rows(folder / "table", rows)
+    assert evaluated(folder)["tasks"][0]["without_document"] == 0
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -271,6 +329,7 @@ def test_one_document_and_no_resampling(folder: Path) -> None:
         ({"references": {"path": "nowhere-at-all", "id": "id"}}, SourceError, "references.path: .*nowhere-at-all"),
         ({"references": {"path": "REFERENCES", "id": "doc"}}, SourceError, "references.id: .* no column 'doc'"),
         ({"table": {"path": "TABLE", "filter": [["run", "=", "x"]]}}, JobError, "table.filter: .* no column 'run'"),
+        ({"table": {"path": "TABLE", "filter": [["job", "=", "x"]]}}, JobError, "table.filter: no row of .* passes it"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(folder: Path, keys: dict, error: type[Exception], said: str) -> None:
