@@ -356,6 +356,22 @@ def test_references_that_stand_there_twice_are_refused(folder: Path) -> None:
         evaluated(folder)
 
 
+def test_references_that_are_no_text_are_named(folder: Path) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
+    pq.write_table(pa.table({"id": ["doc-0"], "de": bad}), folder / "references.parquet")
+    with pytest.raises(SourceError, match=r"tasks\[0\].reference: column 'de' is not valid UTF-8"):
+        evaluated(folder)
+
+
+def test_files_of_older_versions_and_files_of_no_table(folder: Path) -> None:
+    path = next((folder / "table" / "results").rglob("*.parquet"))
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["truncated", "backend"]), path)
+    assert evaluated(folder)["tasks"][0]["overall"]["counts"]["outputs"] == COUNT
+    pq.write_table(pa.table({"document_id": ["doc-0"], "text": ["x"]}), path)
+    with pytest.raises(TableError, match="column task is missing; this is not a corpusmill table"):
+        evaluated(folder)
+
+
 def test_too_many_values_to_break_down_by(folder: Path) -> None:
     columns = {"de": ["x"] * 150, "words": list(range(150))}
     write_references(folder / "references.parquet", columns)
