@@ -14,6 +14,7 @@ from infra.storage import Location, redact, redact_url
 from workers.score import PackageMissing
 from workers.score.languages import check_detector
 from workers.score.metrics import METRICS, check_packages
+from workers.score.packages import need
 
 from .errors import JobError
 from .evaluation.checks import check_outputs
@@ -31,7 +32,9 @@ def check_evaluation(spec: EvaluationSpec) -> None:
     """JobError when a package that this evaluation needs is not installed: before a run takes hours."""
     metrics = dict.fromkeys(name for task in spec.tasks for name in (task.metrics or METRICS))
     try:
-        check_packages(list(metrics))
+        check_packages(list(metrics), [task.tokenize for task in spec.tasks if "bleu" in (task.metrics or METRICS)])
+        if spec.tasks:
+            need("matplotlib", "the picture")
         if spec.checks is not None:
             check_detector()
     except PackageMissing as error:

@@ -10,7 +10,7 @@ from .cider import cider
 from .packages import need
 from .rouge import rouge
 from .rouge import tokenizer_for as rouge_tokenizer_for
-from .sacre import bleu, chrf
+from .sacre import bleu, check_tokenizer, chrf
 from .sacre import tokenizer_for as bleu_tokenizer_for
 from .statistics import Statistics, mean_statistics
 from .text import as_answer
@@ -34,12 +34,15 @@ class Options:
     ignore_case: bool = True
 
 
-def check_packages(metrics: Sequence[str]) -> None:
-    """PackageMissing for the first metric whose package is not installed."""
+def check_packages(metrics: Sequence[str], tokenizers: Sequence[str] = ()) -> None:
+    """PackageMissing for the first metric, or tokenizer of BLEU, whose package is not installed."""
     for metric in metrics:
         module = next((module for start, module in _PACKAGES.items() if metric.startswith(start)), None)
         if module is not None:
             need(module, metric)
+    for tokenizer in tokenizers:
+        if tokenizer != "auto":
+            check_tokenizer(tokenizer)
 
 
 def warnings_of(metrics: Sequence[str], options: Options) -> list[str]:
