@@ -32,7 +32,7 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     """Scores with their intervals, slices, averages, the comparison's verdict, and what the checks found."""
     other = evaluation.other is not None
     if evaluation.tasks:
-        heading(console, f"{evaluation.name}: scores ({evaluation.level:.0%} intervals)")
+        heading(console, f"{evaluation.name}: scores ({100 * evaluation.level:g}% intervals)")
         rows = [
             row
             for task in evaluation.tasks

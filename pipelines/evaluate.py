@@ -92,10 +92,19 @@ def _evaluate(
         tasks=[one.result for one in scored],
         averages=averages(scored, spec.bootstrap),
         checks=checks,
-        warnings=[line for one in scored for line in one.warnings],
+        warnings=[*_unpublished(outputs, other), *(line for one in scored for line in one.warnings)],
         level=spec.bootstrap.level,
         other=None if other is None else str(other.location),
     )
+
+
+def _unpublished(*tables: Outputs | None) -> list[str]:
+    return [
+        f"{table.location}: rows that no run has published yet (files in _work: {table.unpublished:,}) are not looked "
+        "at; a run that is under way, or the same job run again, publishes them"
+        for table in tables
+        if table is not None and table.unpublished
+    ]
 
 
 def _about(spec: EvaluationSpec, text: str, outputs: Outputs, other: Outputs | None) -> dict[str, Any]:

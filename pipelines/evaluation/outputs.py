@@ -27,12 +27,16 @@ _PLACES = ["null_id", "duplicate_id", "bad_row"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """`rows`: one row per (document, task), in the order of document ids, without texts; `files` hold those."""
+    """`rows`: one row per (document, task), in the order of document ids, without texts; `files` hold those.
+
+    `unpublished`: files of finished rows that no run has moved to where readers look; they are not looked at.
+    """
 
     location: Location
     rows: pa.Table
     files: list[str]
     superseded: int
+    unpublished: int
 
     def of_task(self, task: str) -> pa.Table:
         """The rows of one task."""
@@ -69,6 +73,7 @@ def read_outputs(path: str, conditions: Sequence[Condition] = ()) -> Outputs:
         rows=kept.take(pc.sort_indices(kept, [("document_id", "ascending")])),
         files=files,
         superseded=len(rows) - len(kept),
+        unpublished=len(location.child("_work").list_files()),
     )
 
 

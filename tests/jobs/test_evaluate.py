@@ -222,6 +222,20 @@ def test_two_models_in_the_other_table_are_said(folder: Path) -> None:
     assert f"in {folder / 'other'} come from 2 models" in warning and "table.filter" not in warning
 
 
+def test_rows_that_are_not_published_are_said(folder: Path, capsys) -> None:
+    path = folder / "table" / "_work" / "run" / "a.parquet"
+    path.parent.mkdir(parents=True)
+    rows = [output(COUNT, "to_de", "neu", kind="translate", language="de")]
+    pq.write_table(pa.Table.from_pylist(rows, schema=OUTPUT), path)
+    found = evaluated(folder, bootstrap={"samples": 10, "level": 0.999})
+    [warning] = found["warnings"]
+    assert (
+        "rows that no run has published yet (files in _work: 1) are not looked at" in warning
+        and found["table"]["outputs"] == COUNT
+    )
+    assert "(99.9% intervals)" in capsys.readouterr().out
+
+
 def test_without_resampling_nothing_is_called_insignificant(folder: Path, capsys) -> None:
     evaluated(folder, compare=folder / "table", bootstrap={"samples": 0})
     text = " ".join(capsys.readouterr().out.split())
