@@ -32,9 +32,7 @@ def evaluate_file(path: Path, *, compare: str | None, as_json: bool) -> None:
     spec, text = load_spec(path, EvaluationSpec)
     run = None if spec.job is None else load_job(spec.job)
     _check(spec, run)
-    if run is not None:
-        _run(run, err)
-    table = TableSpec(path=run.job.output.path) if run is not None else spec.table
+    table = spec.table if run is None else _run(run, err)
     assert table is not None
     spec = _with_source(spec, run)
     with err.status("reading") if err.is_terminal else nullcontext() as spinner:
@@ -60,11 +58,15 @@ def _check(spec: EvaluationSpec, run: LoadedJob | None) -> None:
             raise JobError(f"tasks[{number}].name: {spec.job} has no task {task.name}; it has {', '.join(there)}")
 
 
-def _run(run: LoadedJob, err: Console) -> None:
+def _run(run: LoadedJob, err: Console) -> TableSpec:
+    """Runs the job; its table, and there its own rows, whatever other models or prompts wrote after them."""
     from .running import run_loaded
 
+    report = run_loaded(run, err)
     # On standard error: what stands on standard output is the evaluation.
-    show_run(err, run_loaded(run, err), details=False)
+    show_run(err, report, details=False)
+    own = (("model_revision", "=", report.model_revision), ("task_fingerprint", "in", list(report.fingerprints)))
+    return TableSpec(path=run.job.output.path, filter=own)
 
 
 def _with_source(spec: EvaluationSpec, run: LoadedJob | None) -> EvaluationSpec:

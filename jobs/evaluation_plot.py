@@ -35,7 +35,7 @@ def picture(evaluation: Evaluation) -> bytes | None:
     backend.FigureCanvasAgg(canvas)
     for place, panel in enumerate(panels):
         _draw(canvas.add_subplot(len(panels), 1, place + 1), panel)
-    canvas.suptitle(_plain(f"{evaluation.name}, {evaluation.level:.0%} intervals"), fontsize=9)
+    canvas.suptitle(_plain(f"{evaluation.name}, {100 * evaluation.level:g}% intervals"), fontsize=9)
     out = io.BytesIO()
     with warnings.catch_warnings():
         # A slice may be named in a script that the font does not have.

@@ -32,7 +32,7 @@ def show_evaluation(console: Console, evaluation: Evaluation) -> None:
     """Scores with their intervals, slices, averages, the comparison's verdict, and what the checks found."""
     other = evaluation.other is not None
     if evaluation.tasks:
-        heading(console, f"{evaluation.name}: scores ({evaluation.level:.0%} intervals)")
+        heading(console, f"{evaluation.name}: scores ({100 * evaluation.level:g}% intervals)")
         rows = [
             row
             for task in evaluation.tasks
@@ -118,7 +118,7 @@ def _show_slices(console: Console, tasks: Sequence[TaskResult], column: str, oth
         if not pieces or shown >= _MOST_SLICES:
             continue
         width = len(_columns("", other))
-        rows.append([Text(_named(task.task, task.language), style="bold"), *[""] * (width - 1)])
+        rows.append([Text(one_line(_named(task.task, task.language)), style="bold"), *[""] * (width - 1)])
         for piece in pieces:
             rows += _rows(f"{piece.value}", piece.scored, piece, other)
         shown += len(pieces)
@@ -130,6 +130,10 @@ def _show_slices(console: Console, tasks: Sequence[TaskResult], column: str, oth
 def _show_verdict(console: Console, evaluation: Evaluation) -> None:
     """Which differences are significant, in a sentence each; and how many would look so by chance."""
     heading(console, f"Compared with {redact(str(evaluation.other))}")
+    tested = [comparison for comparison in evaluation.comparisons if comparison.p is not None]
+    if not tested:
+        plain(console, "Nothing was tested: no document was scored, or bootstrap.samples is 0.", "dim")
+        return
     named = [
         (task.task, metric, comparison)
         for task in evaluation.tasks
@@ -147,9 +151,9 @@ def _show_verdict(console: Console, evaluation: Evaluation) -> None:
     if rest:
         said = ", ".join(f"{task} {metric}" for task, metric, _ in rest)
         plain(console, f"Not significant: {said}.")
-    chance = (1 - evaluation.level) * len(evaluation.comparisons)
-    if len(evaluation.comparisons) > 1:
-        made = count(len(evaluation.comparisons), "comparison")
+    chance = (1 - evaluation.level) * len(tested)
+    if len(tested) > 1:
+        made = count(len(tested), "comparison")
         plain(
             console,
             f"{made}, slices included, each at {1 - evaluation.level:.2g}: about {chance:.1f} of them would look "
@@ -168,20 +172,24 @@ def _show_checks(console: Console, checks: Sequence[CheckedTask]) -> None:
 
 
 def _check_rows(task: CheckedTask) -> Iterable[list[object]]:
-    """A line for each check that found something or could not look, then one for those that found nothing."""
+    """A line for each check that found something or could not look, then for those that found nothing in as many."""
     rows: list[list[object]] = []
-    quiet = []
+    if task.not_made:
+        pairs = task.rows + task.not_made
+        said = Text("rejected or failed: no text to look at", style="dim")
+        rows.append(["not made", f"{task.not_made:,} ({task.not_made / pairs:.1%})", f"{pairs:,}", said])
+    quiet: dict[int, list[str]] = {}
     for name, check in task.checks.items():
         if check.found:
             shown = "; ".join(f"{one_line(e['document_id'])} ({e['why']})" for e in check.examples[:_MOST_EXAMPLES])
             share = f"{check.found:,} ({check.found / check.looked_at:.1%})"
             rows.append([CHECKS[name], share, f"{check.looked_at:,}", shown])
         elif check.note:
-            rows.append([CHECKS[name], Text("–", style="dim"), "", Text(check.note, style="dim")])
+            rows.append([CHECKS[name], Text("–", style="dim"), "", Text(one_line(check.note), style="dim")])
         else:
-            quiet.append(CHECKS[name])
-    if quiet:
-        name = "the rest" if rows else "all"
-        rows.append([Text(name, style="dim"), "0", f"{task.checked:,}", Text(", ".join(quiet), style="dim")])
+            quiet.setdefault(check.looked_at, []).append(CHECKS[name])
+    name = "the rest" if rows or len(quiet) > 1 else "all"
+    for looked_at, names in quiet.items():
+        rows.append([Text(name, style="dim"), "0", f"{looked_at:,}", Text(", ".join(names), style="dim")])
     for number, row in enumerate(rows):
-        yield [*((task.task, task.language or "") if number == 0 else ("", "")), *row]
+        yield [*((one_line(task.task), one_line(task.language or "")) if number == 0 else ("", "")), *row]

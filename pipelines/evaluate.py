@@ -14,6 +14,7 @@ from infra.storage import Location, redact, redact_url
 from workers.score import PackageMissing
 from workers.score.languages import check_detector
 from workers.score.metrics import METRICS, check_packages
+from workers.score.packages import need
 
 from .errors import JobError
 from .evaluation.checks import check_outputs
@@ -31,7 +32,9 @@ def check_evaluation(spec: EvaluationSpec) -> None:
     """JobError when a package that this evaluation needs is not installed: before a run takes hours."""
     metrics = dict.fromkeys(name for task in spec.tasks for name in (task.metrics or METRICS))
     try:
-        check_packages(list(metrics))
+        check_packages(list(metrics), [task.tokenize for task in spec.tasks if "bleu" in (task.metrics or METRICS)])
+        if spec.tasks:
+            need("matplotlib", "the picture")
         if spec.checks is not None:
             check_detector()
     except PackageMissing as error:
@@ -69,6 +72,8 @@ def _evaluate(
 ) -> Evaluation:
     say("reading the table")
     outputs = read_outputs(table.path, table.filter)
+    if spec.table is not None and table.filter and not len(outputs.rows):
+        raise JobError(f"table.filter: no row of {outputs.location} passes it")
     # The filter says which of this table's rows count; another table may not even have such rows.
     other = None if compare is None else read_outputs(compare)
     about = _about(spec, text, outputs, other)
@@ -87,10 +92,19 @@ def _evaluate(
         tasks=[one.result for one in scored],
         averages=averages(scored, spec.bootstrap),
         checks=checks,
-        warnings=[line for one in scored for line in one.warnings],
+        warnings=[*_unpublished(outputs, other), *(line for one in scored for line in one.warnings)],
         level=spec.bootstrap.level,
         other=None if other is None else str(other.location),
     )
+
+
+def _unpublished(*tables: Outputs | None) -> list[str]:
+    return [
+        f"{table.location}: rows that no run has published yet (files in _work: {table.unpublished:,}) are not looked "
+        "at; a run that is under way, or the same job run again, publishes them"
+        for table in tables
+        if table is not None and table.unpublished
+    ]
 
 
 def _about(spec: EvaluationSpec, text: str, outputs: Outputs, other: Outputs | None) -> dict[str, Any]:

@@ -215,6 +215,8 @@ def _report(run: _Run) -> RunReport:
         errors=tally.errors,
         warnings=run.resolved.warnings,
         serving_seconds=tally.serving_seconds,
+        model_revision=run.resolved.revision,
+        fingerprints=tuple(task.fingerprint for task in run.resolved.tasks),
     )
 
 

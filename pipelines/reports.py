@@ -52,7 +52,8 @@ class Progress:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
     """A finished run. `seconds` is wall time; `generate_seconds`: how long the busiest worker's engine worked, of the
-    `serving_seconds` from its first document to its last generation."""
+    `serving_seconds` from its first document to its last generation. `model_revision` and `fingerprints` (of its tasks)
+    are those of its rows, among others that the table may hold."""
 
     run_id: str
     table: str
@@ -68,6 +69,8 @@ class RunReport:
     errors: dict[str, tuple[int, str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     serving_seconds: float = 0.0
+    model_revision: str = ""
+    fingerprints: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,16 +81,18 @@ def _spread(rows: pa.Table, most: int) -> pa.Table:
 
 def _source_texts(source: TextSpec, samples: Sequence[tuple[Any, ...]]) -> dict[str, str]:
     """The text of each sampled document, the first where an id stands twice, as in a run."""
-    wanted = pa.array(sorted({name for *_, rows in samples for name in rows.column("document_id").to_pylist()}))
+    names = {name for *_, rows in samples for name in rows.column("document_id").to_pylist()}
+    wanted = pa.array(sorted(names), pa.string())
     columns = {source.id: "source.id", source.text: "source.text"}
     found: dict[str, str] = {}
     for file in files_of("source.path", source.path):
         for table in batches("source.path", file, columns):
             ids = as_text("source.id", table.column(source.id))
             mask = pc.is_in(ids, value_set=wanted)
-            texts = as_text("source.text", table.column(source.text).filter(mask))
+            # As bytes: a run rejects a text that is no UTF-8, and goes on.
+            texts = as_text("source.text", table.column(source.text).filter(mask)).cast(pa.binary())
             for name, text in zip(ids.filter(mask).to_pylist(), texts.to_pylist(), strict=True):
-                found.setdefault(name, text or "")
+                found.setdefault(name, (text or b"").decode(errors="replace"))
     return found
 
 
@@ -141,6 +143,8 @@ class _Group:
         if self._other_language is None:
             said = "the task names no language" if self._language is None else f"{self._language} is not one it knows"
             checks["wrong_language"] = Check(found=0, looked_at=0, note=f"not checked: {said}")
+        if self._sources is not None and "looping" in checks and "copied" not in checks:
+            checks["copied"] = Check(found=0, looked_at=0, note="not checked: source has no text of these documents")
         return checks, {
             name: value for name, values in self._figures.items() for name, value in _spread_of(name, values)
         }

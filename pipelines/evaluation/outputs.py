@@ -14,6 +14,7 @@ from infra.storage import Location
 from pipelines.damage import first_line
 from pipelines.errors import JobError, TableError
 from pipelines.job import Condition
+from pipelines.schema import OUTPUT
 from pipelines.table import reading
 
 _LIGHT = [
@@ -26,12 +27,16 @@ _PLACES = ["null_id", "duplicate_id", "bad_row"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """`rows`: one row per (document, task), in the order of document ids, without texts; `files` hold those."""
+    """`rows`: one row per (document, task), in the order of document ids, without texts; `files` hold those.
+
+    `unpublished`: files of finished rows that no run has moved to where readers look; they are not looked at.
+    """
 
     location: Location
     rows: pa.Table
     files: list[str]
     superseded: int
+    unpublished: int
 
     def of_task(self, task: str) -> pa.Table:
         """The rows of one task."""
@@ -68,6 +73,7 @@ def read_outputs(path: str, conditions: Sequence[Condition] = ()) -> Outputs:
         rows=kept.take(pc.sort_indices(kept, [("document_id", "ascending")])),
         files=files,
         superseded=len(rows) - len(kept),
+        unpublished=len(location.child("_work").list_files()),
     )
 
 
@@ -81,7 +87,11 @@ def _light(location: Location, number: int, conditions: Sequence[Condition]) -> 
         table = opened.read(columns=[name for name in dict.fromkeys([*_LIGHT, *asked]) if name in there])
     for name in _LIGHT:
         if name not in there:
-            table = table.append_column(name, pa.nulls(len(table), pa.string()))
+            # An older version's file may lack a column; one that no row can be without is of no table.
+            field = OUTPUT.field(name)
+            if not field.nullable or name == "document_id":
+                raise TableError(f"{location}: column {name} is missing; this is not a corpusmill table")
+            table = table.append_column(name, pa.nulls(len(table), field.type))
     table = table.append_column("_file", pa.array(np.full(len(table), number, np.int32)))
     table = table.append_column("_row", pa.array(np.arange(len(table), dtype=np.int64)))
     if conditions:

@@ -32,8 +32,11 @@ class References:
         """Each document's references from columns `names` (text, or lists of it); [] where it has none."""
         found: list[list[str]] = [[] for _ in range(len(self.ids))]
         for name in names:
-            for row, cell in zip(found, _cells(key, self.columns.column(name)), strict=True):
-                row.extend(text for text in cell if text is not None)
+            try:
+                for row, cell in zip(found, _cells(key, self.columns.column(name)), strict=True):
+                    row.extend(text for text in cell if text is not None)
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{key}: column {name!r} is not valid UTF-8 ({error})") from error
         return found
 
     def slices(self, piece: SliceSpec) -> list[tuple[str, np.ndarray]]:

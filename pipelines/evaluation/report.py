@@ -84,7 +84,7 @@ class CheckedTask:
     not_made: int
     checked: int
     checks: dict[str, Check]
-    # means and percentiles: copied, loop, length_ratio
+    # means and percentiles: repeated, copied, length_ratio
     figures: dict[str, float]
 
 

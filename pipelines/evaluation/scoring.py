@@ -26,7 +26,7 @@ _MISSING, _REJECTED, _FAILED, _EMPTY, _OK = range(5)
 class _Made:
     """One table's outputs of a task against the documents that have references."""
 
-    texts: list[str]
+    texts: list[str | None]
     states: np.ndarray
     without_document: int
 
@@ -52,9 +52,8 @@ def score_task(
     if not len(documents):
         named = ", ".join(task.reference)
         raise JobError(f"tasks[{number}].reference: every cell of {named} is empty; there is nothing to compare with")
-    made = [_made(table, rows, references, documents)]
-    if other is not None:
-        made.append(_made(other, _rows(other, task, number), references, documents))
+    sides = [(table, rows)] if other is None else [(table, rows), (other, _rows(other, task, number))]
+    made = [_made(side, its, references, documents) for side, its in sides]
     metrics = task.metrics or DEFAULT_METRICS[kind]
     options = _options(task, language)
     texts = [wanted[document] for document in documents]
@@ -80,7 +79,7 @@ def score_task(
             slices=slices,
         ),
         resampled=resampled,
-        warnings=_warnings(task, metrics, options, rows),
+        warnings=_warnings(task, metrics, options, overall, sides),
     )
 
 
@@ -88,10 +87,10 @@ def averages(scored: Sequence[Scored], bootstrap: BootstrapSpec) -> list[Average
     """Means over the tasks of a kind, and over those of a kind and language, where there are several.
 
     Tasks with the same documents share their resampled corpora, so that an average's interval takes into account that
-    a hard document is hard in every language.
+    a hard document is hard in every language. A task without a scored document has no score and stands in no mean.
     """
     groups: dict[tuple[str, str | None], list[Scored]] = {}
-    for one in scored:
+    for one in (one for one in scored if one.result.overall.scored):
         groups.setdefault((one.result.kind, None), []).append(one)
         if one.result.language is not None:
             groups.setdefault((one.result.kind, one.result.language), []).append(one)
@@ -126,7 +125,7 @@ class _Scoring:
         compared, other_scores = {}, {}
         if len(pieces) > 1:
             for (this, mine), that, theirs in zip(ours, pieces[1], drawn[1]):
-                compared[this.name] = compare(this.score, that.score, mine, theirs, level)
+                compared[this.name] = compare(this.score, that.score, mine, theirs, level, documents=len(inside))
                 other_scores[this.name] = interval(that.score, theirs, level)
         scores = Scores(
             by=by,
@@ -154,16 +153,22 @@ def _made(table: Outputs, rows: pa.Table, references: References, documents: np.
     ids = references.ids.take(pa.array(documents))
     at = pc.index_in(ids, value_set=rows.column("document_id").combine_chunks())
     there = at.is_valid().to_numpy(zero_copy_only=False)
+    if not there.any():
+        raise JobError(
+            f"references.id: {table.location} holds none of these documents for task {rows.column('task')[0]}: an id "
+            f"is {ids[0].as_py()!r} in the references and {rows.column('document_id')[0].as_py()!r} in the table"
+        )
     states = np.full(len(documents), _MISSING)
     matched = rows.take(at.drop_null())
     statuses = np.array(matched.column("status").to_pylist(), dtype=object)
     states[there] = np.select([statuses == "rejected", statuses == "failed"], [_REJECTED, _FAILED], _OK)
-    texts = [""] * len(documents)
+    texts: list[str | None] = [None] * len(documents)
     written = np.flatnonzero(states == _OK)
     for index, text in zip(written, table.texts(matched.filter(pa.array(statuses == "ok"))), strict=True):
         texts[index] = text or ""
-        states[index] = _OK if texts[index].strip() else _EMPTY
-    known = pc.is_in(rows.column("document_id"), value_set=references.ids)
+        states[index] = _OK if text and text.strip() else _EMPTY
+    outputs = rows.filter(pc.equal(rows.column("status"), "ok"))
+    known = pc.is_in(outputs.column("document_id"), value_set=references.ids)
     return _Made(texts=texts, states=states, without_document=int(pc.sum(pc.invert(known)).as_py() or 0))
 
 
@@ -176,6 +181,7 @@ def _counts(states: np.ndarray) -> Counts:
 def _average(kind: str, language: str | None, members: Sequence[Scored], bootstrap: BootstrapSpec) -> Average:
     names = [n for n in members[0].resampled if all(n in one.resampled for one in members)]
     scores, compared = {}, {}
+    documents = max(one.result.overall.scored for one in members)
     for name in names:
         this = float(np.mean([one.result.overall.scores[name].score for one in members]))
         mine = np.mean([one.resampled[name][0] for one in members], axis=0)
@@ -183,7 +189,7 @@ def _average(kind: str, language: str | None, members: Sequence[Scored], bootstr
         theirs = [other for one in members if (other := one.resampled[name][1]) is not None]
         if len(theirs) == len(members):
             that = float(np.mean([one.result.overall.compared[name].other for one in members]))
-            compared[name] = compare(this, that, mine, np.mean(theirs, axis=0), bootstrap.level)
+            compared[name] = compare(this, that, mine, np.mean(theirs, axis=0), bootstrap.level, documents=documents)
     tasks = [one.result.task for one in members]
     return Average(kind=kind, language=language, tasks=tasks, scores=scores, compared=compared)
 
@@ -207,10 +213,23 @@ def _options(task: TaskMetrics, language: str | None) -> Options:
     )
 
 
-def _warnings(task: TaskMetrics, metrics: Sequence[Metric], options: Options, rows: pa.Table) -> list[str]:
+def _warnings(
+    task: TaskMetrics,
+    metrics: Sequence[Metric],
+    options: Options,
+    overall: Scores,
+    sides: Sequence[tuple[Outputs, pa.Table]],
+) -> list[str]:
     found = warnings_of(metrics, options)
-    for column, what in (("model_revision", "models"), ("task_fingerprint", "versions of the task")):
-        different = len(pc.unique(rows.filter(pc.equal(rows.column("status"), "ok")).column(column)))
-        if different > 1:
-            found.append(f"its rows come from {different} {what}; table.filter keeps those of one ({column})")
+    if not overall.scored:
+        found.append("missing: skip leaves no document to score, so it stands in no average either")
+    for number, (table, rows) in enumerate(sides):
+        for column, what in (("model_revision", "models"), ("task_fingerprint", "versions of the task")):
+            different = len(pc.unique(rows.filter(pc.equal(rows.column("status"), "ok")).column(column)))
+            if different > 1:
+                where = "" if number == 0 else f" in {table.location}"
+                advice = (
+                    "; table.filter keeps those of one" if number == 0 else ", of which the newest of each document"
+                )
+                found.append(f"its rows{where} come from {different} {what}{advice} ({column})")
     return [f"task {task.name}: {line}" for line in found]

@@ -212,6 +212,78 @@ def test_skipping_compares_the_same_documents(folder: Path) -> None:
     assert overall["compared"]["chrf"]["delta"] > 0
 
 
+def test_two_models_in_the_other_table_are_said(folder: Path) -> None:
+    rows = [
+        output(n, "to_de", translated(n), kind="translate", language="de", model_revision=("b" if n % 2 else "c") * 32)
+        for n in range(COUNT)
+    ]
+    write_rows(folder / "other", rows)
+    [warning] = evaluated(folder, compare=folder / "other")["warnings"]
+    assert f"in {folder / 'other'} come from 2 models" in warning and "table.filter" not in warning
+
+
+def test_rows_that_are_not_published_are_said(folder: Path, capsys) -> None:
+    path = folder / "table" / "_work" / "run" / "a.parquet"
+    path.parent.mkdir(parents=True)
+    rows = [output(COUNT, "to_de", "neu", kind="translate", language="de")]
+    pq.write_table(pa.Table.from_pylist(rows, schema=OUTPUT), path)
+    found = evaluated(folder, bootstrap={"samples": 10, "level": 0.999})
+    [warning] = found["warnings"]
+    assert (
+        "rows that no run has published yet (files in _work: 1) are not looked at" in warning
+        and found["table"]["outputs"] == COUNT
+    )
+    assert "(99.9% intervals)" in capsys.readouterr().out
+
+
+def test_without_resampling_nothing_is_called_insignificant(folder: Path, capsys) -> None:
+    evaluated(folder, compare=folder / "table", bootstrap={"samples": 0})
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Nothing was tested" in text and "significant" not in text
+
+
+def test_one_document_shows_no_difference(folder: Path, capsys) -> None:
+    write_references(folder / "references.parquet", {"de": [sentence(0, "de")]})
+    write_rows(folder / "other", [output(0, "to_de", "nein", kind="translate", language="de")])
+    [task] = evaluated(folder, compare=folder / "other")["tasks"]
+    assert {(c["p"], c["significant"]) for c in task["overall"]["compared"].values()} == {(1, False)}
+
+
+def test_references_of_other_documents_are_no_zero(folder: Path) -> None:
+    rows = [output(n, "to_de", translated(n), kind="translate", language="de") for n in range(COUNT, 2 * COUNT)]
+    write_rows(folder / "others", rows)
+    said = (
+        r"references.id: .*/others holds none of these documents for task to_de: an id is 'doc-0' in .* and 'doc-40' in"
+    )
+    for keys in ({"table": {"path": str(folder / "others")}}, {"compare": folder / "others"}):
+        with pytest.raises(JobError, match=said):
+            evaluated(folder, **keys)
+
+
+def test_a_task_of_which_nothing_is_left_is_said_and_spoils_no_average(folder: Path) -> None:
+    tasks = ("a", "b", "none")
+    write_rows(
+        folder / "table",
+        [
+            output(n, task, None if task == "none" else translated(n), kind="translate", language=None)
+            for task in tasks for n in range(COUNT)
+        ],
+    )  # fmt: skip
+    found = evaluated(folder, missing="skip", tasks=[{"name": task, "reference": "de"} for task in tasks])
+    assert found["warnings"] == [
+        "task none: missing: skip leaves no document to score, so it stands in no average either"
+    ]
+    [average] = found["averages"]
+    assert average["tasks"] == ["a", "b"] and set(average["scores"]) == {"chrf", "bleu", "exact"}
+
+
+def test_an_error_is_no_output_without_a_document(folder: Path) -> None:
+    rows = [output(n, "to_de", None, kind="translate", language="de") for n in range(COUNT, COUNT + 3)]
+    rows += [output(n, "to_de", translated(n), kind="translate", language="de") for n in range(COUNT)]
+    write_rows(folder / "table", rows)
+    assert evaluated(folder)["tasks"][0]["without_document"] == 0
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_terminal(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
@@ -271,6 +343,7 @@ def test_one_document_and_no_resampling(folder: Path) -> None:
         ({"references": {"path": "nowhere-at-all", "id": "id"}}, SourceError, "references.path: .*nowhere-at-all"),
         ({"references": {"path": "REFERENCES", "id": "doc"}}, SourceError, "references.id: .* no column 'doc'"),
         ({"table": {"path": "TABLE", "filter": [["run", "=", "x"]]}}, JobError, "table.filter: .* no column 'run'"),
+        ({"table": {"path": "TABLE", "filter": [["job", "=", "x"]]}}, JobError, "table.filter: no row of .* passes it"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(folder: Path, keys: dict, error: type[Exception], said: str) -> None:
@@ -294,6 +367,22 @@ def test_references_that_stand_there_twice_are_refused(folder: Path) -> None:
     nothing = pa.table({"id": pa.array([None], pa.string()), "de": ["x"], "domain": ["x"], "words": [1]})
     pq.write_table(pa.concat_tables([rows, nothing]), path)
     with pytest.raises(SourceError, match=r"references.id: 1 null in column 'id'"):
+        evaluated(folder)
+
+
+def test_references_that_are_no_text_are_named(folder: Path) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"], pa.binary()).buffers())
+    pq.write_table(pa.table({"id": ["doc-0"], "de": bad}), folder / "references.parquet")
+    with pytest.raises(SourceError, match=r"tasks\[0\].reference: column 'de' is not valid UTF-8"):
+        evaluated(folder)
+
+
+def test_files_of_older_versions_and_files_of_no_table(folder: Path) -> None:
+    path = next((folder / "table" / "results").rglob("*.parquet"))
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["truncated", "backend"]), path)
+    assert evaluated(folder)["tasks"][0]["overall"]["counts"]["outputs"] == COUNT
+    pq.write_table(pa.table({"document_id": ["doc-0"], "text": ["x"]}), path)
+    with pytest.raises(TableError, match="column task is missing; this is not a corpusmill table"):
         evaluated(folder)
 
 

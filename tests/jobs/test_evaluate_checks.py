@@ -90,6 +90,42 @@ def test_copies_of_the_document(folder: Path) -> None:
     assert "copied" not in evaluated(folder, **ALONE)["checks"][0]["checks"], "without a source nothing is said of it"
 
 
+def test_a_task_of_which_nothing_was_made_is_shown(folder: Path, capsys) -> None:
+    rows = [output(n, "to_de", None, kind="translate", language="de\x1b[2J") for n in range(4)]
+    rows += [output(n, "short", sentence(n), language="en") for n in range(3)]
+    rows.append(output(3, "short", None, language="en"))
+    write_rows(folder / "failed", rows)
+    keys = {**ALONE, "table": {"path": str(folder / "failed")}}
+    evaluated(folder, **keys, source=source(folder))
+    out = capsys.readouterr().out
+    text = " ".join(out.split())
+    assert "not made 4 (100.0%) 4 rejected or failed" in text and "not made 1 (25.0%) 4" in text
+    assert "\x1b" not in out
+
+
+def test_what_found_nothing_is_of_what_was_looked_at(folder: Path, capsys) -> None:
+    text = "A harbour and its merchants, who traded in salt and in cloth."
+    write_rows(folder / "few", [output(n, "short", text if n > 50 else "", language="en") for n in range(50, 60)])
+    ids = pa.table({"id": [f"doc-{n}" for n in range(50, 53)], "body": [long(n, "en") for n in range(3)]})
+    pq.write_table(ids, folder / "documents.parquet")
+    evaluated(folder, **ALONE, table={"path": str(folder / "few")}, source=source(folder))
+    rest = " ".join(capsys.readouterr().out.split())
+    assert "0 10 cut, input cut" in rest and "0 9 loops, language" in rest and "0 2 copied, length" in rest
+
+
+def test_a_source_without_these_documents_is_said(folder: Path, capsys) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"x"], pa.binary()).buffers())
+    pq.write_table(pa.table({"id": ["doc-0", "elsewhere"], "body": bad}), folder / "documents.parquet")
+    found = evaluated(folder, **ALONE, source=source(folder))
+    assert all(task["checks"]["copied"]["looked_at"] == 1 for task in found["checks"]), "a text that is no UTF-8"
+    pq.write_table(pa.table({"id": ["elsewhere"], "body": ["x"]}), folder / "documents.parquet")
+    found = evaluated(folder, **ALONE, source=source(folder))
+    assert {task["checks"]["copied"]["note"] for task in found["checks"]} == {
+        "not checked: source has no text of these documents"
+    }
+    assert "source has no text of these" in " ".join(capsys.readouterr().out.split())
+
+
 def test_large_tasks_are_sampled_and_it_is_always_the_same_sample(folder: Path, capsys) -> None:
     keys = {**ALONE, "checks": {"rows": 10}}
     first, second = evaluated(folder, **keys), evaluated(folder, **keys)

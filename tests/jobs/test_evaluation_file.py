@@ -121,6 +121,16 @@ def test_a_missing_package_is_said_before_anything_runs(tmp_path: Path, monkeypa
         evaluate_file(tmp_path / "evaluation.yaml", compare=None, as_json=False)
 
 
+@pytest.mark.parametrize(("module", "said"), [("matplotlib", "the picture needs"), ("regex", "cider needs")])
+def test_packages_of_the_end_are_checked_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, said: str
+) -> None:
+    (tmp_path / "evaluation.yaml").write_text(GOOD)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(JobError, match=f"^{said} the package {module}"):
+        evaluate_file(tmp_path / "evaluation.yaml", compare=None, as_json=False)
+
+
 def test_the_run_job_is_checked_first(tmp_path: Path) -> None:
     job = "name: a\nmodel: {path: m}\nsource: {path: d, id: id, text: t}\noutput: {path: o}\n"
     (tmp_path / "job.yaml").write_text(job + "tasks: [{name: summery, kind: summarize}]\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from infra.storage import Location
 from jobs.evaluate import evaluate_file
 from tests.s3_server import S3Server
 
@@ -55,3 +57,22 @@ def test_the_job_is_run_and_its_table_evaluated_on_s3(s3: S3Server, model: Path,
     again = json.loads(out)
     assert again["tasks"][0]["overall"]["scores"] == first["tasks"][0]["overall"]["scores"]
     assert {c["p"] for c in again["tasks"][0]["overall"]["compared"].values()} == {1.0}
+    _add_rows_of_another_model(Location(f"{table}/results/short"))
+    evaluate_file(evaluation, compare=table, as_json=True)
+    mixed = json.loads(capsys.readouterr().out)
+    assert mixed["table"]["outputs"] == 6 and mixed["table"]["superseded_rows"] == 0
+    overall = mixed["tasks"][0]["overall"]
+    assert overall["scores"] == first["tasks"][0]["overall"]["scores"], "the job's own rows, though others are newer"
+    assert overall["other_scores"]["exact"]["score"] == 100, "of a table the newest count"
+
+
+def _add_rows_of_another_model(folder: Location) -> None:
+    """To each row one made a day later by another model, which repeats the document."""
+    tables = [pq.read_table(pa.BufferReader(Location(file.url).read_bytes())) for file in folder.list_files()]
+    rows = pa.concat_tables(tables).to_pylist()
+    for number, row in enumerate(rows):
+        row |= {"key": f"{number:032x}", "model_revision": "c" * 32, "text": text(int(row["document_id"][1:]), 12)}
+        row["created_at"] += datetime.timedelta(days=1)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=tables[0].schema), sink)
+    folder.child("another-model.parquet").write_bytes(sink.getvalue().to_pybytes())

@@ -74,7 +74,7 @@ def test_more_documents_make_narrower_intervals() -> None:
 def paired(this: np.ndarray, other: np.ndarray, seed: int = 0):
     ours, theirs = mean_statistics("a", "", this), mean_statistics("a", "", other)
     drawn = [resample([one], samples=500, seed=seed)[0] for one in (ours, theirs)]
-    return compare(ours.score, theirs.score, *drawn, 0.95)
+    return compare(ours.score, theirs.score, *drawn, 0.95, documents=len(this))
 
 
 def test_a_planted_difference_is_found_and_equal_tables_have_none() -> None:
@@ -89,6 +89,14 @@ def test_a_planted_difference_is_found_and_equal_tables_have_none() -> None:
     assert (back.delta, back.p) == (pytest.approx(-found.delta), found.p)
     equal = paired(hard, hard)
     assert (equal.delta, equal.p, equal.significant) == (0, 1, False)
+
+
+def test_few_documents_prove_nothing() -> None:
+    better, worse = np.array([0.9, 0.8, 0.9, 0.8, 0.9, 0.8, 0.9, 0.8]), np.full(8, 0.1)
+    ps = {count: paired(better[:count], worse[:count]).p for count in (1, 2, 5, 8)}
+    assert [ps[count] for count in (1, 2, 5)] == [1, 0.5, 0.0625]
+    assert 0.0078 < ps[8] < 0.0079
+    assert not paired(better[:5], worse[:5]).significant and paired(better, worse).significant
 
 
 def test_chance_is_called_significant_as_often_as_the_level_allows() -> None:
@@ -113,7 +121,7 @@ def test_the_paired_corpora_are_those_of_sacrebleus_paired_bootstrap() -> None:
     delta = metrics[0][0].score - metrics[1][0].score
     p = ((absolute - absolute.mean() > abs(delta)).sum() + 1) / 1001
     assert (p, metrics[0][0].score) == (pytest.approx(theirs.p_value, abs=1e-12), pytest.approx(theirs.score))
-    assert compare(metrics[0][0].score, metrics[1][0].score, *drawn, 0.95).p > p
+    assert compare(metrics[0][0].score, metrics[1][0].score, *drawn, 0.95, documents=120).p > p
 
 
 def test_a_thousand_samples_of_ten_thousand_documents_take_seconds() -> None:

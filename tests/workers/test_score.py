@@ -139,6 +139,16 @@ def test_rouge_of_other_scripts_sees_words() -> None:
         assert "tok:unicode" in found.signature
 
 
+def test_a_stemmer_that_is_not_used_is_not_claimed() -> None:
+    options = Options(language="de", stemmer=True)
+    [found] = score(["rouge1"], ["Stadt"], [["Städte"]], options)
+    assert "stem:no" in found.signature
+    [warning] = warnings_of(["rouge1"], options)
+    assert "not stemmed" in warning
+    assert "stem:yes" in score(["rouge1"], ["towns"], [["town"]], Options(stemmer=True))[0].signature
+    assert warnings_of(["rouge1"], Options(stemmer=True)) == []
+
+
 def test_of_several_references_the_best_counts() -> None:
     [found] = rouge(["rouge1"], ["a b c"], [["x y z", "a b c"]], tokenizer="ascii", stemmer=False)
     assert found.score == 100.0
@@ -165,7 +175,7 @@ def test_cider_by_hand() -> None:
     assert same.score == pytest.approx(500)
     # Unigrams alone match, and the output is one bigram shorter: 10 · 1/4 · exp(-1/72).
     shorter = cider(["cat", "a dog"], [["a cat"], ["a dog"]])
-    assert 10 * shorter.rows[0, 0] / 10 == pytest.approx(2.5 * math.exp(-1 / 72))
+    assert shorter.rows[0, 0] == pytest.approx(2.5 * math.exp(-1 / 72))
     # The clip: three cats count once, over a norm of three: 10 · 1/3 · 1/4 · exp(-4/72).
     repeated = cider(["cat cat cat", "dog"], [["cat"], ["dog"]])
     assert repeated.rows[0, 0] == pytest.approx(10 / 12 * math.exp(-4 / 72))
@@ -226,6 +236,9 @@ def test_exact_and_strict() -> None:
     assert strict.rows[:, 0].tolist() == [0, 1, 0, 1, 0]
     [kept] = score(["exact"], outputs, references, Options(ignore_case=False))
     assert kept.rows[:, 0].tolist() == [0, 1, 0, 1, 0]
+    loose, strict, chrf = score(["exact", "exact_strict", "chrf"], ["", None], [[""], [""]], Options())
+    assert loose.rows[:, 0].tolist() == strict.rows[:, 0].tolist() == [1, 0], "what was never made equals nothing"
+    assert chrf.score == 0
     assert as_answer(" \u212bngstr\u00f6m\n", False) == "\u00c5ngström"
 
 

@@ -61,11 +61,15 @@ def interval(score: float, resampled: np.ndarray, level: float) -> Interval:
     return Interval(score=score, low=low, high=high)
 
 
-def compare(this: float, other: float, ours: np.ndarray, theirs: np.ndarray, level: float) -> Comparison:
-    """The paired comparison of two scores with their scores in the same resampled corpora.
+def compare(
+    this: float, other: float, ours: np.ndarray, theirs: np.ndarray, level: float, *, documents: int
+) -> Comparison:
+    """The paired comparison of two scores of `documents` outputs with their scores in the same resampled corpora.
 
     p is two-sided: how often the resampled differences, moved to mean zero, are at least as far from it as the real
-    one (with one added above and below, so that it is never 0). Significant: p below 1 - level.
+    one (with one added above and below, so that it is never 0). It is at least 2^(1 - documents), the least that the
+    exact test of signs can give: one document resampled is itself each time, and would always seem a clear difference.
+    Significant: p below 1 - level.
     """
     delta = this - other
     if not len(ours):
@@ -74,7 +78,7 @@ def compare(this: float, other: float, ours: np.ndarray, theirs: np.ndarray, lev
     low, high = _percentiles(differences, level)
     # What rounding makes of equal sums is not a difference.
     far = np.abs(differences - differences.mean()) >= abs(delta) - 1e-9
-    p = float(far.sum() + 1) / (len(differences) + 1)
+    p = max(float(far.sum() + 1) / (len(differences) + 1), 2.0 ** (1 - documents))
     return Comparison(this=this, other=other, delta=delta, low=low, high=high, p=p, significant=p < 1 - level)
 
 

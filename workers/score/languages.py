@@ -29,8 +29,9 @@ _LONGEST = 2000
 
 
 def check_detector() -> None:
-    """PackageMissing when the detector is not installed."""
+    """PackageMissing when the detector, or what cuts texts into words beside it, is not installed."""
     need("py3langid", "the check of languages")
+    need("regex", "counting words")
 
 
 def language_check(language: str | None) -> Callable[[str], str | None] | None:

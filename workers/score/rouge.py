@@ -20,12 +20,14 @@ def rouge(
 ) -> list[Statistics]:
     """F-measures, averaged over outputs; of several references the one with the best F counts.
 
-    `tokenizer`: `ascii` is rouge-score's own, which drops every character but a-z and 0-9; `unicode` is `words`.
+    `tokenizer`: `ascii` is rouge-score's own, which drops every character but a-z and 0-9; `unicode` is `words`, which
+    no stemmer shortens.
     """
     scorer = _scorer(list(types), tokenizer, stemmer)
     found = [scorer.score_multi(list(refs), output) for output, refs in zip(outputs, references, strict=True)]
     version = need("importlib.metadata", "ROUGE").version("rouge-score")
-    signature = f"tok:{tokenizer}|stem:{'yes' if stemmer else 'no'}|f1|best-reference|version:{version}"
+    stemmed = stemmer and tokenizer == "ascii"
+    signature = f"tok:{tokenizer}|stem:{'yes' if stemmed else 'no'}|f1|best-reference|version:{version}"
     return [mean_statistics(name, signature, [scores[name].fmeasure for scores in found]) for name in types]
 
 

@@ -30,6 +30,11 @@ def tokenizer_for(language: str | None) -> tuple[str, str | None]:
     return wanted, None
 
 
+def check_tokenizer(tokenizer: str) -> None:
+    """PackageMissing when what one of sacrebleu's tokenizers needs is not installed."""
+    _bleu(tokenizer)
+
+
 def bleu(outputs: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str) -> Statistics:
     """Corpus BLEU with exponential smoothing, sacrebleu's defaults but for the tokenizer."""
     rows, signature = _count(_bleu(tokenizer), outputs, references)
