@@ -39,7 +39,8 @@ class Stage:
 
 
 # Scenes first, of one group and then of two: seeing takes the most documents, and is lost at rates that suit texts.
-# Then short reports before long ones: where to look is learned there, and carries over.
+# Then short reports before long ones: where to look is learned there, and carries over. Notes, whose grammar takes
+# longest of the texts, have most of the last stage.
 STAGES = (
     Stage(
         name="shapes", seed=21, scenes=80_000, most_groups=1,
@@ -56,6 +57,10 @@ STAGES = (
     Stage(
         name="long", seed=12, reports=20_000, notes=24_000, scenes=20_000,
         steps=1200, rate=1.8e-3, vision_rate=0.3,
+    ),
+    Stage(
+        name="texts", seed=23, reports=30_000, notes=60_000, scenes=25_000,
+        steps=1600, rate=1.8e-3, vision_rate=0.1,
     ),
 )  # fmt: skip
 HELD_OUT = Stage(name="held-out", seed=13, reports=80, notes=80, scenes=80, steps=1, rate=0)
