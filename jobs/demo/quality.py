@@ -32,16 +32,16 @@ QUESTIONS = {
 }
 
 
-def write_corpus(path: Path, *, reports: int, notes: int, scenes: int, long_reports: int) -> None:
+def write_corpus(path: Path, *, reports: int, notes: int, scenes: int, long_reports: int, seed: int = SEED) -> None:
     """A held-out world with a column for each question of QUESTIONS: its answer where the document knows it."""
     counts = {"report": reports, "note": notes, "scene": scenes}
     rows = [
-        d.row() for kind, n in counts.items() for d in documents(kind, seed=SEED, split="held_out", start=0, count=n)
+        d.row() for kind, n in counts.items() for d in documents(kind, seed=seed, split="held_out", start=0, count=n)
     ]
     rows += [
         d.row()
         for d in documents(
-            "report", seed=SEED, split="held_out", start=reports, count=long_reports, min_words=900, max_words=1000
+            "report", seed=seed, split="held_out", start=reports, count=long_reports, min_words=900, max_words=1000
         )
     ]
     for row in rows:
@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dir", type=Path, default=Path("build/demo-quality"), help="where corpus, table and scores go"
     )
     parser.add_argument("--backend", choices=("native", "transformers"), default="native")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the world that is measured on")
     parser.add_argument("--reports", type=int, default=500)
     parser.add_argument("--long-reports", type=int, default=100, help="of 900 to 1,000 words, besides")
     parser.add_argument("--notes", type=int, default=400)
@@ -138,6 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         notes=options.notes,
         scenes=options.scenes,
         long_reports=options.long_reports,
+        seed=options.seed,
     )
     return 0
 

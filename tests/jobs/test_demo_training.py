@@ -6,8 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from jobs.demo.average import average
 from jobs.demo.train import STAGES, Stage, make_model, training_job
 from jobs.spec import load_spec
 from model_runtime.config import ModelConfig
@@ -35,8 +38,23 @@ def test_stages_go_on_from_one_another(tmp_path: Path) -> None:
         replace(stage, reports=8, notes=8, scenes=16, max_words=120, documents=2, steps=2) for stage in STAGES[-2:]
     ]
     folder = make_model(tmp_path, tuple(small))
-    assert folder == tmp_path / f"model-{small[-1].name}"
+    assert folder == tmp_path / "model"
     first, second = (json.loads((tmp_path / f"model-{s.name}" / "training.json").read_text()) for s in small)
     assert len(first["history"]["loss"]) == len(second["history"]["loss"]) == 2
     assert second["base"]["path"] == str(tmp_path / f"model-{small[0].name}")
     ModelConfig.load(folder)
+    earlier, later, mean = (
+        load_file(path / "model.safetensors") for path in (*(tmp_path / f"model-{s.name}" for s in small), folder)
+    )
+    for name, tensor in mean.items():
+        np.testing.assert_allclose(tensor, (earlier[name] + later[name]) / 2, rtol=1e-6, atol=1e-7)
+    assert any(not np.array_equal(earlier[name], later[name]) for name in mean)
+
+
+def test_a_mean_is_of_one_model_only(tmp_path: Path) -> None:
+    for name, width in (("one", 2), ("other", 3)):
+        (tmp_path / name).mkdir()
+        save_file({"w": np.ones(width, np.float32)}, tmp_path / name / "model.safetensors")
+    with pytest.raises(ValueError, match="not checkpoints of one model"):
+        average(tmp_path / "one", tmp_path / "other", tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
