@@ -70,7 +70,7 @@ def _json(reader: pa.RecordBatchReader, out: TextIO) -> None:
     names = reader.schema.names
     for row in _rows(reader):
         line = json.dumps(_finite(dict(zip(names, row, strict=True))), ensure_ascii=False, default=_spell)
-        # What JSON leaves bare may still steer a terminal; \uXXXX reads back as the same character.
+        # What JSON leaves bare may still steer a terminal; its number as an escape reads back as the same character.
         out.write("".join(_json_character(c) for c in line) + "\n")
 
 

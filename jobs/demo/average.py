@@ -13,11 +13,9 @@ WEIGHTS = "model.safetensors"
 def average(earlier: Path, later: Path, out: Path) -> Path:
     """Makes `out` a model folder with the mean of the weights of `earlier` and `later`, and all else of `later`.
 
-    ValueError when their tensors differ in name, shape or type. `out` appears whole, and is left alone when it is
-    there. (Wortsman et al., Model soups, arXiv:2203.05482.)
+    What `out` was before is replaced, and it appears whole. ValueError when their tensors differ in name, shape or
+    type. (Wortsman et al., Model soups, arXiv:2203.05482.)
     """
-    if out.exists():
-        return out
     first, second = load_file(earlier / WEIGHTS), load_file(later / WEIGHTS)
     if {name: (t.shape, t.dtype) for name, t in first.items()} != {n: (t.shape, t.dtype) for n, t in second.items()}:
         raise ValueError(f"{earlier} and {later} are not checkpoints of one model")
@@ -32,14 +30,15 @@ def average(earlier: Path, later: Path, out: Path) -> Path:
     shutil.copymode(later / WEIGHTS, partial / WEIGHTS)
     card = partial / "README.md"
     card.write_text(_said(card.read_text(encoding="utf-8"), earlier, later), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
     return out
 
 
 def _said(card: str, earlier: Path, later: Path) -> str:
     """The later one's model card, with what was done after it."""
-    note = (
+    return (
+        f"{card.rstrip()}\n\n## Mean\n\n"
         f"The weights are the mean of this training's (`{later.name}`) and of those that it began with "
-        f"(`{earlier.name}`).\nLoss and scores below are those before the mean was taken.\n\n"
+        f"(`{earlier.name}`). Loss and scores above are those before the mean was taken.\n"
     )
-    return card.replace("## Tasks\n", f"{note}## Tasks\n", 1)

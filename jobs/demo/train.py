@@ -41,7 +41,7 @@ class Stage:
 
 # Scenes first, of one group and then of two: seeing takes the most documents, and is lost at rates that suit texts.
 # Then short reports before long ones: where to look is learned there, and carries over. Notes, whose grammar takes
-# longest of the texts, have most of the last two. The mean of those two is better at every kind than either.
+# longest of the texts, have most of the last two. The mean of those two was better at every kind than either.
 STAGES = (
     Stage(
         name="shapes", seed=21, scenes=80_000, most_groups=1,
@@ -72,7 +72,9 @@ HELD_OUT = Stage(name="held-out", seed=13, reports=80, notes=80, scenes=80, step
 
 
 def make_model(folder: Path, stages: tuple[Stage, ...] = STAGES) -> Path:
-    """Worlds, start checkpoint and each stage in turn below `folder`; the mean of the last two is returned."""
+    """Worlds, start checkpoint and each of two or more stages below `folder`; the mean of the last two is returned."""
+    if len(stages) < 2:
+        raise ValueError("a mean is of two stages or more")
     start = start_checkpoint(folder / "start")
     held_out = write_world(folder / "held-out", HELD_OUT, "held_out")
     before = start

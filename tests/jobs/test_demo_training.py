@@ -49,6 +49,20 @@ def test_stages_go_on_from_one_another(tmp_path: Path) -> None:
     for name, tensor in mean.items():
         np.testing.assert_allclose(tensor, (earlier[name] + later[name]) / 2, rtol=1e-6, atol=1e-7)
     assert any(not np.array_equal(earlier[name], later[name]) for name in mean)
+    card = (folder / "README.md").read_text()
+    assert f"`model-{small[1].name}`" in card and f"`model-{small[0].name}`" in card and "the mean" in card
+
+
+def test_a_mean_is_made_anew_of_what_is_there_now(tmp_path: Path) -> None:
+    for name, value in (("one", 1.0), ("other", 2.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text("a card")
+        save_file({"w": np.full(2, value, np.float32)}, tmp_path / name / "model.safetensors")
+    out = average(tmp_path / "one", tmp_path / "other", tmp_path / "mean")
+    assert load_file(out / "model.safetensors")["w"].tolist() == [1.5, 1.5]
+    average(tmp_path / "one", tmp_path / "one", out)
+    assert load_file(out / "model.safetensors")["w"].tolist() == [1.0, 1.0]
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_mean_is_of_one_model_only(tmp_path: Path) -> None:
