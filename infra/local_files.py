@@ -60,7 +60,15 @@ def info(path: str) -> Mapping[str, Any]:
     """The entry of one file or folder, in fsspec's words."""
     stat = os.stat(path)
     kind = "directory" if os.path.isdir(path) else "file"
-    return {"name": path, "size": stat.st_size, "type": kind, "mtime": stat.st_mtime, "mtime_ns": stat.st_mtime_ns}
+    return {
+        "name": path,
+        "size": stat.st_size,
+        "type": kind,
+        "mtime": stat.st_mtime,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "ino": stat.st_ino,
+    }
 
 
 def walk(folder: str) -> Iterator[Mapping[str, Any]]:

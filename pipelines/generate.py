@@ -18,13 +18,14 @@ from . import graph, lineage
 from .errors import RunError
 from .job import JobSpec
 from .lease import Lease
+from .ledger import LedgerWriter
 from .publish import Publisher, check_table_schema, clean_partial
 from .reports import Progress, RunReport
 from .resolve import Resolved, check_gpus, resolve
 from .resume import read_done
 from .schema import output_schema
+from .skip import skip_done
 from .source import sample as sample_of
-from .stages import keys_in
 from .tally import Tally
 
 _PUBLISH_EVERY = 120.0
@@ -143,12 +144,17 @@ def _stream(
 ) -> None:
     resolved, tally = run.resolved, run.tally
     settings = resolved.settings(run_id=run.run_id, table=run.table.url, cluster=ray_cluster, retry_failed=retry_failed)
-    done = graph.share(read_done(run.table))
+    # A sample's row groups are never whole, and its table is new.
+    skip = skip_done(run.table, resolved.corpus, groups, tally.tasks, read_done(run.table), retry_failed)
+    tally.skip(skip)
     published = told = time.monotonic()
-    with lineage.KeysWriter(run.table, run.run_id, tally.tasks) as keys:
-        for outcome in graph.blocks(graph.outcomes(resolved, settings, done, groups, ray_cluster)):
+    with LedgerWriter(run.table, run.run_id, resolved.corpus, skip.groups, resolved.decides) as ledger:
+        ledger.refer(skip.records)
+        if on_progress and skip.documents:
+            on_progress(tally.progress)
+        for outcome in graph.outcome_blocks(resolved, settings, skip.done, skip.groups, ray_cluster):
             tally.add(outcome)
-            keys.append(*keys_in(outcome))
+            ledger.add(outcome)
             now = time.monotonic()
             if on_progress and (now - told >= _PROGRESS_EVERY or tally.documents == tally.documents_total):
                 on_progress(tally.progress)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from .job import JobSpec
 from .read import Read, as_units
 from .resolve import Resolved, gpus_per_worker
 from .resume import DoneIndex
+from .shards import UnreadableFile
 from .source import RowGroup
 from .stages import Finish, GenerateStage, PrepareStage, StageSettings
 
@@ -32,6 +34,8 @@ _PREPARE_ROWS = 64
 _BLOCK_BYTES = 32 << 20
 # One packet of 128K-token documents may take an hour on a CPU: slow is not stuck.
 _NO_PROGRESS_SECONDS = 24 * 3600
+# From so many row groups on, those with few documents are read several to a task: each task costs milliseconds.
+_TASKS, _TASK_DOCUMENTS = 1024, 256
 _RESTARTS = 3
 _LIGHT, _PREPARE = 0.25, 0.5
 
@@ -41,8 +45,7 @@ def prepared(
 ) -> Dataset:
     """Packets of prepared documents."""
     quiet_context()
-    units = as_units(groups, resolved.corpus.unreadable)
-    docs: Dataset = ray.data.from_arrow([units.slice(i, 1) for i in range(units.num_rows)])
+    docs: Dataset = ray.data.from_arrow(unit_blocks(groups, resolved.corpus.unreadable))
     read = Read(resolved.job.source, resolved.carry, resolved.job.where)
     docs = docs.map_batches(read, batch_format="pyarrow", num_cpus=_LIGHT)
     with _restarts_allowed() as restarts:
@@ -55,6 +58,20 @@ def prepared(
             num_cpus=_PREPARE,
             **restarts,
         )
+
+
+def unit_blocks(groups: Sequence[RowGroup], unreadable: Sequence[UnreadableFile]) -> list[pa.Table]:
+    """What the read stage takes, a block for each of its tasks: a row group, or of very many small ones several."""
+    units = as_units(groups, unreadable)
+    most = _TASK_DOCUMENTS if units.num_rows > _TASKS else 0
+    cuts, filled = [0], 0
+    for n, documents in enumerate(units.column("documents").to_pylist()):
+        filled += max(1, documents or 0)
+        if filled >= most:
+            cuts.append(n + 1)
+            filled = 0
+    cuts += [units.num_rows] if cuts[-1] < units.num_rows else []
+    return [units.slice(start, end - start) for start, end in pairwise(cuts)]
 
 
 def outcomes(
@@ -74,6 +91,14 @@ def outcomes(
             **restarts,
         )
     return generated.map_batches(Finish(settings), batch_format="pyarrow", num_cpus=_LIGHT)
+
+
+def outcome_blocks(
+    resolved: Resolved, settings: StageSettings, done: DoneIndex, groups: list[RowGroup], cluster: Cluster
+) -> Iterator[pa.Table]:
+    """The blocks of `outcomes`, none when there is nothing to read."""
+    if groups or resolved.corpus.unreadable:
+        yield from blocks(outcomes(resolved, settings, share(done), groups, cluster))
 
 
 def blocks(dataset: Dataset) -> Iterator[pa.Table]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 
@@ -33,6 +36,13 @@ def keys_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return (digits[0::2] << 4 | digits[1::2]).view(KEY)
 
 
+def raw_keys(column: pa.FixedSizeBinaryArray) -> np.ndarray:
+    """A column of 16 bytes a value as S16."""
+    if not len(column):
+        return np.empty(0, KEY)
+    return np.frombuffer(column.buffers()[1], KEY)[column.offset : column.offset + len(column)]
+
+
 def hex_of(keys: np.ndarray) -> pa.Array:
     """S16 keys as a string column of 32 hex digits."""
     data = _PAIRS[np.ascontiguousarray(keys, KEY).view(np.uint8)]
@@ -40,16 +50,75 @@ def hex_of(keys: np.ndarray) -> pa.Array:
     return pa.StringArray.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
-def find(sorted_keys: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `keys` whether it stands in `sorted_keys`, and where (0 when it does not)."""
+def hashes_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """128-bit hashes (S16) of a string column's values, valid UTF-8 or not; sixteen zero bytes for a null."""
+    if isinstance(column, pa.ChunkedArray):
+        parts = [hashes_of(chunk) for chunk in column.chunks]
+        return np.concatenate(parts) if parts else np.empty(0, KEY)
+    column = column.cast(pa.large_string())
+    if not len(column):
+        return np.empty(0, KEY)
+    _, offset_buffer, data = column.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64)[column.offset : column.offset + len(column) + 1].tolist()
+    view = memoryview(data or b"")
+    digests = [blake2b(view[a:b], digest_size=KEY.itemsize).digest() for a, b in pairwise(offsets)]
+    hashes = np.frombuffer(b"".join(digests), KEY)
+    return hashes if not column.null_count else np.where(column.is_null().to_numpy(zero_copy_only=False), b"", hashes)
+
+
+def high_words(keys: np.ndarray) -> np.ndarray:
+    """The first eight bytes of each key as a number (uint64): in the keys' order, and several times faster to sort."""
+    return np.ascontiguousarray(keys, KEY).view(">u8")[::2].astype(np.uint64)
+
+
+def order_of(keys: np.ndarray) -> np.ndarray:
+    """The places of `keys` in sorted order; those of equal keys in theirs."""
+    high = high_words(keys)
+    order = np.argsort(high)
+    ordered = high[order]
+    tied = np.zeros(len(keys), bool)
+    tied[1:] = ordered[1:] == ordered[:-1]
+    tied[:-1] |= tied[1:]
+    if tied.any():
+        some = order[tied]
+        low = np.ascontiguousarray(keys, KEY).view(">u8")[1::2][some].astype(np.uint64)
+        order[tied] = some[np.lexsort((some, low, high[some]))]
+    return order
+
+
+def find(sorted_keys: np.ndarray, keys: np.ndarray, high: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `keys` whether it stands in `sorted_keys`, and where (0 when it does not).
+
+    `high`, when given, are the high words of `sorted_keys`: worth their 8 bytes a key where many are looked for.
+    """
     if not len(sorted_keys) or not len(keys):
         return np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
+    if high is not None:
+        return _find_by_words(sorted_keys, keys, high)
     # Searching in key order walks the array once instead of jumping about in it.
     order = np.argsort(keys, kind="stable")
     at = np.empty(len(keys), np.int64)
     at[order] = np.searchsorted(sorted_keys, keys[order])
     at[at == len(sorted_keys)] = 0
     found = sorted_keys[at] == keys
+    return found, np.where(found, at, 0)
+
+
+def _find_by_words(sorted_keys: np.ndarray, keys: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    words = high_words(keys)
+    order = np.argsort(words)
+    at = np.empty(len(keys), np.int64)
+    at[order] = np.searchsorted(high, words[order])
+    at[at == len(sorted_keys)] = 0
+    found = sorted_keys[at] == keys
+    # Keys that share their high word stand side by side: the one looked for may be a later one.
+    open_ = np.flatnonzero(~found & (high[at] == words))
+    while len(open_):
+        at[open_] += 1
+        open_ = open_[at[open_] < len(sorted_keys)]
+        open_ = open_[high[at[open_]] == words[open_]]
+        found[open_] = sorted_keys[at[open_]] == keys[open_]
+        open_ = open_[~found[open_]]
     return found, np.where(found, at, 0)
 
 

@@ -1,4 +1,4 @@
-"""Where a table's rows come from: run ids, manifests, the keys a run asked for."""
+"""Where a table's rows come from: run ids and manifests."""
 
 from __future__ import annotations
 
@@ -10,28 +10,20 @@ import secrets
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from infra.storage import Location, StorageError, redact, scratch_folder
+from infra.storage import Location, StorageError, redact
 from workers.tasks import Task
 
 from .data_card import write_data_card
 from .events import emit_openlineage
-from .keys import hex_of
-from .resume import STATUS_NAMES
 from .schema import SCHEMA_VERSION
 
 __all__ = [
-    "KeysWriter",
     "build_manifest",
     "emit_openlineage",
     "job_hash",
@@ -42,7 +34,6 @@ __all__ = [
 ]
 
 _PACKAGES = ("ray", "torch", "pyarrow", "transformers", "vllm", "numpy", "safetensors", "tokenizers", "fsspec", "s3fs")
-_KEY_ROWS = 1 << 20
 
 
 def new_run_id() -> str:
@@ -112,66 +103,6 @@ def read_manifests(table: Location) -> list[dict[str, Any]]:
         read = pool.map(_read_manifest, [Location(file.url) for file in files])
         manifests = [manifest for manifest in read if manifest is not None]
     return sorted(manifests, key=lambda manifest: str(manifest.get("run_id", "")), reverse=True)
-
-
-class KeysWriter:
-    """The keys a run asked for, streamed to `_runs/<run_id>/keys.parquet`: key, task, status as found when asked.
-
-    The file appears, whole, when `close` is called or a `with` block ends without an error.
-    """
-
-    def __init__(self, table: Location, run_id: str, tasks: Sequence[str]) -> None:
-        self.rows = 0
-        self._target = table.child("_runs", run_id, "keys.parquet")
-        self._tasks = pa.array(list(tasks), pa.string())
-        self._statuses = pa.array(STATUS_NAMES, pa.string())
-        self._stack = ExitStack()
-        self._path = self._stack.enter_context(scratch_folder()) / "keys.parquet"
-        names = pa.dictionary(pa.int32(), pa.string())
-        schema = pa.schema([("key", pa.string()), ("task", names), ("status", names)])
-        footer = {b"corpusmill.run_id": run_id.encode()}
-        self._writer = pq.ParquetWriter(
-            self._path, schema.with_metadata(footer), compression="zstd", use_dictionary=["task", "status"]
-        )
-        self._pending: list[pa.Table] = []
-        self._pending_rows = 0
-
-    def append(self, keys: np.ndarray, tasks: np.ndarray, states: np.ndarray) -> None:
-        """Adds keys (S16) with their task's index and what `DoneIndex.lookup` said of them (0 is `pending`)."""
-        columns = [
-            hex_of(keys),
-            pa.DictionaryArray.from_arrays(pa.array(tasks, pa.int32()), self._tasks),
-            pa.DictionaryArray.from_arrays(pa.array(states, pa.int32()), self._statuses),
-        ]
-        self._pending.append(pa.Table.from_arrays(columns, names=["key", "task", "status"]))
-        self._pending_rows += len(keys)
-        self.rows += len(keys)
-        if self._pending_rows >= _KEY_ROWS:
-            self._flush()
-
-    def close(self) -> None:
-        """Writes the rest and uploads the file."""
-        try:
-            self._flush()
-            self._writer.close()
-            self._target.upload(self._path)
-        finally:
-            self._stack.close()
-
-    def __enter__(self) -> KeysWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._writer.close()
-            self._stack.close()
-
-    def _flush(self) -> None:
-        if self._pending:
-            self._writer.write_table(pa.concat_tables(self._pending))
-            self._pending, self._pending_rows = [], 0
 
 
 @cache

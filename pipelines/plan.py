@@ -18,6 +18,7 @@ from .reports import LengthBucket, PlanReport, TaskCounts
 from .resolve import Resolved, resolve
 from .resume import STATUS_NAMES, read_done
 from .schema import output_schema
+from .skip import Skip, skip_done
 from .stages import unpack
 
 _BUCKETS = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
@@ -26,7 +27,7 @@ _BUCKETS = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
 def plan_job(job: JobSpec, *, say: Callable[[str], None] = lambda line: None) -> PlanReport:
     """Documents, pairs to do and tokens by length, and how long the table's newest run says it takes.
 
-    Reads and tokenizes the whole source as a run would; images are counted, not opened, so a broken one shows only
+    Reads and tokenizes what a run would read of the source; images are counted, not opened, so a broken one shows only
     in the run.
     """
     resolved = resolve(job)
@@ -34,12 +35,15 @@ def plan_job(job: JobSpec, *, say: Callable[[str], None] = lambda line: None) ->
     check_table_schema(table, output_schema(resolved.carry))
     say(f"{resolved.corpus.documents:,} documents in {len(resolved.corpus.files):,} files")
     counting = _Counting(resolved)
-    with cluster() as ray_cluster:
-        settings = resolved.settings(run_id="plan", table=table.url, cluster=ray_cluster, pixels=False)
-        done = graph.share(read_done(table))
-        packets = graph.prepared(resolved, settings, done, resolved.corpus.row_groups, ray_cluster)
-        for block in graph.blocks(packets):
-            counting.add(unpack(block))
+    corpus = resolved.corpus
+    skip = skip_done(table, corpus, corpus.row_groups, [task.name for task in resolved.tasks], read_done(table))
+    counting.skip(skip)
+    if skip.groups or corpus.unreadable:
+        with cluster() as ray_cluster:
+            settings = resolved.settings(run_id="plan", table=table.url, cluster=ray_cluster, pixels=False)
+            packets = graph.prepared(resolved, settings, graph.share(skip.done), skip.groups, ray_cluster)
+            for block in graph.blocks(packets):
+                counting.add(unpack(block))
     return counting.report(table)
 
 
@@ -52,6 +56,10 @@ class _Counting:
         self._errors: dict[str, tuple[int, str]] = {}
         self._buckets = {limit: [0, 0] for limit in _BUCKETS}
         self._documents_todo = self._input_tokens = self._output_tokens = 0
+
+    def skip(self, skip: Skip) -> None:
+        for task, known in skip.counts.items():
+            self._tasks[task].add(known)
 
     def add(self, documents: pa.Table) -> None:
         for document in documents.select(["pairs", "not_applicable", "requests"]).to_pylist():

@@ -13,9 +13,11 @@ from infra.storage import Location, StorageError, storage_errors
 from workers.conditions import Condition
 
 from .columns import as_source_rows, unreadable_rows
+from .damage import damage
 from .errors import SourceError
 from .job import SourceSpec
-from .source import RowGroup, UnreadableFile, damage, filter_columns, filtered, passing
+from .shards import UnreadableFile, filter_columns, filtered, passing
+from .source import RowGroup
 
 _ROW = "__corpusmill_row"
 # Rows decoded at once: by their size, because images make them megabytes each.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +31,11 @@ class TaskCounts:
     def already(self) -> int:
         """Pairs that were final before this run."""
         return self.already_ok + self.already_rejected + self.already_failed
+
+    def add(self, other: TaskCounts) -> None:
+        """Count another's pairs too."""
+        for counted in fields(self):
+            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

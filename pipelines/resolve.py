@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from infra.cluster import Cluster
-from infra.storage import stage_model
+from infra.storage import Location, stage_model
 from model_runtime import EngineConfig, ModelError
 from model_runtime.config import ModelConfig
 from model_runtime.folder import model_revision, resolve_checkpoint
@@ -20,6 +20,8 @@ from workers.tasks import Task, TaskTable, language_warnings, resolve_tasks
 
 from .errors import JobError
 from .job import JobSpec
+from .known import Decides, recall
+from .ledger import decides
 from .read import where_columns
 from .source import Corpus, scan
 from .stages import StageSettings
@@ -34,6 +36,7 @@ class Resolved:
     commit: str | None
     tasks: tuple[Task, ...]
     corpus: Corpus
+    decides: Decides
     warnings: list[str]
 
     def settings(
@@ -81,7 +84,8 @@ class Resolved:
 def resolve(job: JobSpec) -> Resolved:
     """Find and check model and source; ModelError, SourceError or StorageError when one cannot be used.
 
-    The weights are hashed and their headers compared with the config; they are not loaded.
+    The weights are hashed and their headers compared with the config; they are not loaded. Of source files that the
+    table's earlier runs know, nothing is read.
     """
     folder = resolve_checkpoint(stage_model(job.model.path, job.model.revision), job.model.revision)
     check_checkpoint(folder)
@@ -89,15 +93,21 @@ def resolve(job: JobSpec) -> Resolved:
     table = task_table(folder, processor)
     tasks = resolve_tasks(job.tasks, table, job.limits)
     _check_lengths(tasks, processor, ModelConfig.load(folder).decoder.max_positions)
-    corpus = scan(job.source, also=where_columns(job.where))
+    revision = model_revision(folder)
+    decided_by = decides(job.source, tasks, job.where, revision)
+    table_there = Location(job.output.path)
+    corpus = scan(
+        job.source, also=where_columns(job.where), recall=lambda listed: recall(table_there, decided_by, listed)
+    )
     warnings = language_warnings(job.tasks, table)
     warnings += [f"{file.url}: {file.reason}; its rows cannot be read" for file in corpus.unreadable]
     return Resolved(
         job=job,
-        revision=model_revision(folder),
+        revision=revision,
         commit=_commit(folder),
         tasks=tasks,
         corpus=corpus,
+        decides=decided_by,
         warnings=warnings,
     )
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from infra.storage import FileInfo, Location, Problem, StorageError
 
-from .keys import KEY, find, keys_of
+from .keys import KEY, find, keys_of, order_of
 from .table import reading
 
 PENDING, OK, REJECTED, FAILED = 0, 1, 2, 3
@@ -52,7 +52,7 @@ class DoneIndex:
         status = _joined([part[1] for part in collected], np.dtype(np.int8))
         attempts = _joined([part[2] for part in collected], np.dtype(np.int16))
         collected.clear()
-        order = np.argsort(keys, kind="stable")
+        order = order_of(keys)
         keys = keys[order]
         score = (_STRENGTH[status[order]] << 16) + attempts[order]
         if not len(keys):

@@ -1,32 +1,30 @@
-"""The source: which Parquet row groups there are, which documents they hold, and how a row group is read."""
+"""The source: which Parquet row groups there are, and which documents they hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from infra.storage import FileInfo, Location, Problem, StorageError, expand, storage_errors
-from workers.conditions import Condition
+from infra.storage import FileInfo, StorageError, expand
 
 from .columns import carried_schema, check_columns
-from .damage import damage, first_line
 from .errors import SourceError
 from .job import SourceSpec
+from .keys import KEY, order_of
+from .known import KnownFile, Record
 from .schema import OUTPUT
-
-_PARALLEL = 16
+from .shards import Shard, UnreadableFile, open_shards, read_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowGroup:
     """One row group of one file. `documents`: its rows that pass the filter, of which `duplicates` (by their ordinal
     among them) repeat an id that stands earlier in the source; `only`, when given, are the ordinals to read.
-    `problem`: why even its ids cannot be read; all its rows are documents then."""
+    `problem`: why even its ids cannot be read; all its rows are documents then. `start`: its first document's place in
+    the corpus."""
 
     url: str
     index: int
@@ -36,35 +34,33 @@ class RowGroup:
     duplicates: Sequence[int] = ()
     only: Sequence[int] | None = None
     problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnreadableFile:
-    """A file under the source path that is no Parquet file."""
-
-    url: str
-    etag: str
-    reason: str
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """A readable file, for the manifest."""
+    """A readable file, for the manifest and the ledger."""
 
     url: str
     size: int
     etag: str
     rows: int
+    version: str = ""
+    row_groups: int = 0
+    schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """A source as one run sees it."""
+    """A source as one run sees it. `ids`: a hash (S16) of every document's id in order, zeros for a null; `asked`: of
+    row groups, by (url, index), the record of an earlier run that asked for all that this one asks for."""
 
     files: list[SourceFile]
     unreadable: list[UnreadableFile]
     row_groups: list[RowGroup]
     carry: pa.Schema
+    ids: np.ndarray = field(default_factory=lambda: np.empty(0, KEY))
+    asked: Mapping[tuple[str, int], Record] = field(default_factory=dict)
 
     @property
     def documents(self) -> int:
@@ -76,16 +72,24 @@ class Corpus:
         """Size of the readable files."""
         return sum(file.size for file in self.files)
 
+    def ids_of(self, group: RowGroup) -> np.ndarray:
+        """The hashes of one row group's ids."""
+        return self.ids[group.start : group.start + group.documents]
+
 
 def scan(
-    source: SourceSpec, also: Iterable[str] = (), key: str = "source", reserved: Iterable[str] = OUTPUT.names
+    source: SourceSpec,
+    also: Iterable[str] = (),
+    key: str = "source",
+    reserved: Iterable[str] = OUTPUT.names,
+    recall: Callable[[Sequence[FileInfo]], Mapping[str, KnownFile]] = lambda listed: {},
 ) -> Corpus:
     """List the source, read its footers and its ids; SourceError names what does not fit the job.
 
     `also`: columns that must be there besides the source's own; `key`: what the job file calls this source; `reserved`:
-    names that a carried column may not have.
-    Costs one listing, a footer per file, and the id (and filter) columns. A file that is no Parquet is reported, not
-    raised, as long as another one is.
+    names that a carried column may not have; `recall`: what is known already of the listed files.
+    Costs one listing and, of what is not known, a footer per file and the id (and filter) columns. A file that is no
+    Parquet is reported, not raised, as long as another one is.
     """
     try:
         listed = expand(source.path)
@@ -93,21 +97,34 @@ def scan(
         raise SourceError(f"{key}.path: {error}") from error
     if not listed:
         raise SourceError(f"{key}.path: no Parquet file (.parquet, .parq, .pq) under {source.path}")
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        opened = list(pool.map(_footer, listed))
-    unreadable = [found for found in opened if isinstance(found, UnreadableFile)]
-    footers = [found for found in opened if not isinstance(found, UnreadableFile)]
-    if not footers:
+    known = recall(listed)
+    shards, unreadable = open_shards(source, listed, known)
+    if not shards:
         raise SourceError(f"{unreadable[0].url}: {unreadable[0].reason}")
-    check_columns(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers], tuple(also))
-    carry = carried_schema(source, [(file.url, footer.schema.to_arrow_schema()) for file, footer in footers], reserved)
+    # A corpus of many files has few schemas: each is looked at once, in its first file.
+    schemas = list({id(shard.schema): (shard.file.url, shard.schema) for shard in reversed(shards)}.values())[::-1]
+    check_columns(source, schemas, tuple(also))
+    carry = carried_schema(source, schemas, reserved)
+    read_ids(source, shards)
+    row_groups, ids = _with_duplicates(shards)
     return Corpus(
         files=[
-            SourceFile(url=file.url, size=file.size, etag=file.etag, rows=footer.num_rows) for file, footer in footers
+            SourceFile(
+                url=shard.file.url,
+                size=shard.file.size,
+                etag=shard.file.etag,
+                rows=sum(shard.rows),
+                version=shard.file.version,
+                row_groups=len(shard.rows),
+                schema=shard.schema,
+            )
+            for shard in shards
         ],
         unreadable=unreadable,
-        row_groups=_with_duplicates(source, footers),
+        row_groups=row_groups,
         carry=carry,
+        ids=ids,
+        asked={(url, index): record for url, file in known.items() for index, record in file.asked.items()},
     )
 
 
@@ -124,81 +141,29 @@ def sample(corpus: Corpus, count: int) -> list[RowGroup]:
     return groups
 
 
-def _footer(file: FileInfo) -> tuple[FileInfo, pq.FileMetaData] | UnreadableFile:
-    try:
-        with storage_errors(file.url), Location(file.url).open_input() as opened, damage() as found:
-            return file, pq.read_metadata(opened)
-    except StorageError as error:
-        if error.problem is Problem.MISSING:
-            return UnreadableFile(url=file.url, etag=file.etag, reason="the file vanished while the source was read")
-        raise SourceError(str(error)) from error
-    return UnreadableFile(url=file.url, etag=file.etag, reason=f"not a Parquet file ({found[0]})")
-
-
-def _with_duplicates(source: SourceSpec, footers: Sequence[tuple[FileInfo, pq.FileMetaData]]) -> list[RowGroup]:
-    """Every row group with its document count and its repeated ids, in the source's order."""
-    places = []
-    for file, footer in footers:
-        first = 0
-        for index in range(footer.num_row_groups):
-            rows = footer.row_group(index).num_rows
-            places.append(RowGroup(url=file.url, index=index, first_row=first, rows=rows, documents=0))
-            first += rows
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        ids = list(pool.map(lambda place: _ids(source, place), places))
-    repeated = _repeated([column for column, _ in ids])
+def _with_duplicates(shards: Sequence[Shard]) -> tuple[list[RowGroup], np.ndarray]:
+    """Every row group with its document count and its repeated ids, in the source's order, and all ids."""
     groups, start = [], 0
-    for place, (column, problem) in zip(places, ids, strict=True):
-        duplicates = np.flatnonzero(repeated[start : start + len(column)])
-        start += len(column)
-        counted = replace(place, documents=len(column), duplicates=tuple(duplicates.tolist()), problem=problem)
-        groups.append(counted)
-    return groups
+    for shard in shards:
+        first = 0
+        for index, rows in enumerate(shard.rows):
+            documents, problem = len(shard.ids[index]), shard.problems.get(index)
+            place = {"url": shard.file.url, "index": index, "first_row": first, "start": start}
+            groups.append(RowGroup(**place, rows=rows, documents=documents, problem=problem))
+            first, start = first + rows, start + documents
+    ids = np.concatenate([np.empty(0, KEY), *(shard.ids.pop(i) for shard in shards for i in range(len(shard.rows)))])
+    repeated = np.flatnonzero(_repeated(ids))
+    bounds = np.searchsorted(repeated, [group.start for group in groups] + [len(ids)])
+    for n in np.flatnonzero(np.diff(bounds)).tolist():
+        inside = repeated[bounds[n] : bounds[n + 1]] - groups[n].start
+        groups[n] = replace(groups[n], duplicates=tuple(inside.tolist()))
+    return groups, ids
 
 
-def _ids(source: SourceSpec, place: RowGroup) -> tuple[pa.ChunkedArray, str | None]:
-    """The ids of the rows that pass; or as many nulls as there are rows, and why the ids cannot be read."""
-    columns = filter_columns(source)
-    try:
-        with storage_errors(place.url), Location(place.url).open_input() as opened, damage() as found:
-            table = pq.ParquetFile(opened).read_row_group(place.index, columns=columns, use_threads=False)
-    except StorageError as error:
-        raise SourceError(str(error)) from error
-    if found:
-        problem = f"row group {place.index} cannot be decoded ({found[0]})"
-        return pa.chunked_array([pa.nulls(place.rows, pa.string())]), problem
-    return filtered(table, source).column(source.id).cast(pa.string()), None
-
-
-def filter_columns(source: SourceSpec) -> list[str]:
-    """The id and what the filter looks at: enough to know which rows are documents."""
-    return list(dict.fromkeys([source.id, *(column for column, _, _ in source.filter or ())]))
-
-
-def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
-    """The rows that pass the job's filter; SourceError when a value does not fit its column's type."""
-    return passing(table, source.filter, "source.filter") if source.filter else table
-
-
-def passing(table: pa.Table, conditions: Sequence[Condition], name: str) -> pa.Table:
-    """The rows that pass; SourceError, which begins with `name`, when a value does not fit its column."""
-    try:
-        return table.filter(pq.filters_to_expression([tuple(condition) for condition in conditions]))
-    except pa.ArrowException as error:
-        raise SourceError(f"{name}: {first_line(error)}") from error
-
-
-def _repeated(ids: Iterable[pa.ChunkedArray]) -> np.ndarray:
+def _repeated(ids: np.ndarray) -> np.ndarray:
     """For every id in order: whether it stood earlier. Null ids are no repetition: each is rejected by itself."""
-    chunks = [chunk for column in ids for chunk in column.chunks]
-    # Large: the ids of a large corpus are more than the 2 GiB that a plain string column can hold.
-    column = pa.chunked_array([chunk.cast(pa.large_string()) for chunk in chunks], pa.large_string())
-    codes = column.combine_chunks().dictionary_encode()
-    if isinstance(codes, pa.ChunkedArray):
-        codes = codes.unify_dictionaries().combine_chunks()
-    values = codes.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    repeated = np.ones(len(values), dtype=bool)
-    _, first = np.unique(values, return_index=True)
-    repeated[first] = False
-    repeated[values == -1] = False
+    order = order_of(ids)
+    ordered = ids[order]
+    repeated = np.zeros(len(ids), bool)
+    repeated[order[1:]] = (ordered[1:] == ordered[:-1]) & (ordered[1:] != b"")
     return repeated

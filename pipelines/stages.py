@@ -56,6 +56,12 @@ OUTCOME = pa.schema(
             ),
         ),
         ("not_applicable", pa.list_(pa.int16())),
+        # Where the document stands, for the ledger: whether its content gave it an identity, and whether an image of
+        # it stands elsewhere, where it may change without its row.
+        ("source_path", pa.string()),
+        ("source_row", pa.int64()),
+        ("identified", pa.bool_()),
+        ("refers", pa.bool_()),
         ("input_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
         ("worker", pa.string()),
@@ -117,7 +123,7 @@ class PrepareStage:
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """One row per packet; few images are open at a time."""
         for piece in _pieces(rows):
-            yield pack(self._prepare(piece))
+            yield pack(self._prepare(piece).append_column("refers", refers(piece.column("images"))))
 
 
 class GenerateStage:
@@ -161,6 +167,10 @@ class Finish:
         columns = [
             "pairs",
             "not_applicable",
+            "source_path",
+            "source_row",
+            "document_sha256",
+            "refers",
             "requests",
             "results",
             "worker",
@@ -195,6 +205,16 @@ def unpack(packets: pa.Table) -> pa.Table:
     return pa.Table.from_arrays(whole.flatten(), schema=pa.schema(list(whole.type)))
 
 
+def refers(images: pa.ChunkedArray) -> pa.Array:
+    """Of each row's images (`source_schema`), whether one is given by its path alone."""
+    cells = _one(images)
+    items = cells.flatten()
+    away = pc.and_(items.field("bytes").is_null(), items.field("path").is_valid()).to_numpy(zero_copy_only=False)
+    found = np.zeros(len(cells), bool)
+    found[pc.list_parent_indices(cells).to_numpy()[away]] = True
+    return pa.array(found)
+
+
 def _pieces(rows: pa.Table) -> Iterator[pa.Table]:
     """`rows` cut where their images become too many to be open together."""
     lengths = pc.fill_null(pc.list_value_length(rows.column("images")), 0).to_pylist()
@@ -225,6 +245,10 @@ def _outcome(document: dict[str, Any], made: dict[str, dict[str, Any]]) -> dict[
     return {
         "pairs": [_pair(pair, made.get(pair["key"].hex())) for pair in document["pairs"]],
         "not_applicable": document["not_applicable"],
+        "source_path": document["source_path"],
+        "source_row": document["source_row"],
+        "identified": document["document_sha256"] is not None,
+        "refers": document["refers"],
         "input_tokens": sum(requests[i]["input_tokens"] for i in encoded),
         "output_tokens": sum(result["output_tokens"] for result in results),
         "worker": document["worker"],
@@ -244,10 +268,3 @@ def _pair(pair: dict[str, Any], row: dict[str, Any] | None) -> dict[str, Any]:
         "error_code": row["error_code"] if made and row else None,
         "error_message": row["error_message"] if made and row else None,
     }
-
-
-def keys_in(outcome: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keys (S16), task indices and states of all pairs of some outcomes."""
-    pairs = _one(outcome.column("pairs")).flatten()
-    keys = np.frombuffer(b"".join(pairs.field("key").to_pylist()), dtype="S16")
-    return keys, pairs.field("task").to_numpy(), pairs.field("state").to_numpy()

@@ -10,6 +10,7 @@ import pyarrow as pa
 from .errors import FailureRateError
 from .reports import Progress, TaskCounts
 from .resume import STATUS_NAMES
+from .skip import Skip
 
 # The failure rate means little before this many rows.
 _RATE_FROM = 100
@@ -34,6 +35,12 @@ class Tally:
 
     def __post_init__(self) -> None:
         self.counts = {name: TaskCounts() for name in self.tasks}
+
+    def skip(self, skip: Skip) -> None:
+        """Count the documents that need not be read, as if they had been."""
+        self.documents += skip.documents
+        for task, known in skip.counts.items():
+            self.counts[task].add(known)
 
     def add(self, outcome: pa.Table) -> None:
         """Count a block of outcomes (pipelines.stages.OUTCOME)."""

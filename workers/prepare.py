@@ -21,6 +21,9 @@ __all__ = ["FAILED", "OK", "PENDING", "REJECTED", "DoneLookup", "ImageReader", "
 # A pair's state in the output table, as DoneLookup reports it.
 PENDING, OK, REJECTED, FAILED = 0, 1, 2, 3
 
+# A failed pair is tried so often, then it is final.
+MAX_ATTEMPTS = 3
+
 # Image bytes held while the keys of several documents are looked up together.
 _HELD_BYTES = 64 << 20
 
@@ -107,7 +110,7 @@ class Prepare:
         image_reader: ImageReader,
         pixels: bool = True,
         retry_failed: bool = False,
-        max_attempts: int = 3,
+        max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
         self._model_folder = model_folder
         self._tasks = tasks

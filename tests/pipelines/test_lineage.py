@@ -1,4 +1,4 @@
-"""Manifests, lineage events, the keys asked for and the data card: complete, and without a secret."""
+"""Manifests, lineage events and the data card: complete, and without a secret."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import json
 import uuid
 from datetime import UTC, datetime
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from infra.storage import Location
 from pipelines.lineage import (
-    KeysWriter,
     build_manifest,
     emit_openlineage,
     new_run_id,
@@ -113,20 +110,6 @@ def test_a_configured_client_is_sent_the_events_too(table, tmp_path, monkeypatch
     monkeypatch.setenv("OPENLINEAGE__TRANSPORT", json.dumps(transport))
     assert emit_openlineage(table, manifest(), "COMPLETE", SCHEMA) is None
     assert json.loads((tmp_path / "server.jsonl").read_text())["eventType"] == "COMPLETE"
-
-
-def test_the_keys_asked_for(table):
-    with KeysWriter(table, "r1", ["a", "b"]) as asked:
-        asked.append(np.array([b"a" * 16, b"b" * 16], "S16"), np.array([0, 1]), np.array([0, 3], np.int8))
-        asked.append(np.array([b"c" * 16], "S16"), np.array([1]), np.array([1], np.int8))
-        assert not table.child("_runs", "r1", "keys.parquet").exists()
-    read = pq.read_table(table.child("_runs", "r1", "keys.parquet").url)
-    assert read.column("key").to_pylist() == ["61" * 16, "62" * 16, "63" * 16]
-    assert read.column("task").to_pylist() == ["a", "b", "b"]
-    assert read.column("status").to_pylist() == ["pending", "failed", "ok"]
-    with pytest.raises(ZeroDivisionError), KeysWriter(table, "r2", ["a"]) as asked:
-        raise ZeroDivisionError
-    assert not table.child("_runs", "r2", "keys.parquet").exists()
 
 
 def test_the_data_card_holds_no_markup_of_the_jobs(table):
