@@ -114,12 +114,15 @@ def status(out: Table, json: AsJson = False) -> None:
 @app.command()
 def query(
     out: Table,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="Reads the views results and errors.", show_default=False)],
+    sql: Annotated[
+        str, typer.Argument(metavar="SQL", help="Reads the views results, errors and latest.", show_default=False)
+    ],
     form: Annotated[Format, typer.Option("--format", help="How to print the result.")] = Format.TABLE,
 ) -> None:
     """Ask a table in SQL. It reads the table and touches nothing else.
 
-    The views are [bold]results[/bold] (what was made) and [bold]errors[/bold] (what was not, and why):
+    The views are [bold]results[/bold] (what was made), [bold]errors[/bold] (what was not, and why) and [bold]latest[/bold]
+    (of the results those that the newest complete run asked for):
 
     corpusmill query OUT "SELECT task, count(*) FROM results GROUP BY task"
     """

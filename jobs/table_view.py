@@ -14,6 +14,8 @@ from pipelines.errors import RunError, TableError
 from pipelines.schema import OUTPUT
 from pipelines.table import reading
 
+from .latest_view import define_latest
+
 ZONES = ("results", "errors")
 
 
@@ -24,7 +26,7 @@ class QueryError(RunError):
 
 
 def open_table(path: str) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the views `results` and `errors` of the table at `path`, and no way out.
+    """A DuckDB connection with the views `results`, `errors` and `latest` of the table at `path`, and no way out.
 
     The files are read through `infra.storage`, so any URL works; the connection itself can neither read nor write
     files, load extensions or change its settings. TableError when there is no table.
@@ -44,6 +46,7 @@ def open_table(path: str) -> duckdb.DuckDBPyConnection:
     connection.execute("SET TimeZone = 'UTC'")
     for zone, files in zones.items():
         connection.register(zone, _dataset(folder, files))
+    define_latest(connection, folder, arrow_filesystem(folder))
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection
@@ -65,10 +68,10 @@ def query_error(error: Exception) -> QueryError:
     text = str(error).split("\n\nLINE ")[0].split("\nLINE ")[0]
     said = " ".join(text.split())
     if isinstance(error, duckdb.PermissionException):
-        return QueryError("a query reads the views results and errors; files and settings are out of its reach")
+        return QueryError("a query reads the views results, errors and latest; files and settings are out of its reach")
     if isinstance(error, duckdb.CatalogException) and said.startswith("Catalog Error: Table with name"):
         name = said.removeprefix("Catalog Error: Table with name ").split(" does not exist")[0]
-        return QueryError(f"there is no table {name}; query the views results and errors")
+        return QueryError(f"there is no table {name}; query the views results, errors and latest")
     return QueryError(said)
 
 
@@ -80,7 +83,7 @@ def _dataset(folder: Location, files: list[FileInfo]) -> ds.Dataset:
         [file.path for file in files],
         schema=schema.remove_metadata(),
         format="parquet",
-        filesystem=_arrow_filesystem(folder),
+        filesystem=arrow_filesystem(folder),
     )
 
 
@@ -89,7 +92,8 @@ def _schema(file: FileInfo) -> pa.Schema:
         return opened.schema.to_arrow_schema()
 
 
-def _arrow_filesystem(folder: Location) -> Any:
+def arrow_filesystem(folder: Location) -> Any:
+    """The table's file system as Arrow's datasets take it."""
     if folder.is_local:
         return pafs.LocalFileSystem()
     return pafs.PyFileSystem(pafs.FSSpecHandler(folder.fs))

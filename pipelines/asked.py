@@ -64,17 +64,21 @@ def asked_files(table: Location, run_id: str, listed: list[FileInfo] | None = No
     return own + (_taken_over(table, known) if known else [])
 
 
-def newest_complete(table: Location) -> tuple[str, list[FileInfo]] | None:
-    """The newest run that ended well (exit 0), and the files of its folder; None when there is none yet."""
+def newest_asked(table: Location) -> tuple[list[AskedFile], Location | None]:
+    """The files with the pairs that the newest complete run (exit 0) asked for, [] when no run was; and the first of
+    them that is not there any more. One listing."""
     by_run: defaultdict[str, list[FileInfo]] = defaultdict(list)
+    there: set[str] = set()
     for file in table.child("_runs").list_files(""):
         if match := _FILE.search(file.url):
             by_run[match[1]].append(file)
+            there.add(file.url)
     for run_id in sorted(by_run, reverse=True):
-        manifests = [file for file in by_run[run_id] if file.url.endswith("/run.json")]
-        if manifests and _ended_well(Location(manifests[0].url)):
-            return run_id, [file for file in by_run[run_id] if file.url.endswith(".parquet")]
-    return None
+        manifest = table.child("_runs", run_id, "run.json")
+        if manifest.url in there and _ended_well(manifest):
+            asked = asked_files(table, run_id, by_run[run_id])
+            return asked, next((each.file for each in asked if each.file.url not in there), None)
+    return [], None
 
 
 def _ended_well(manifest: Location) -> bool:
@@ -126,9 +130,7 @@ def _pairs(asked: AskedFile) -> Iterator[pa.RecordBatch]:
 
 def gone(file: Location) -> TableError:
     """What to say when a newer run counts on a ledger file that is not there any more."""
-    return TableError(
-        f"{file}: a newer run's ledger refers to this file, and it is gone; run the job again to renew it"
-    )
+    return TableError(f"{file}: a newer run counts on this file of the ledger, and it is gone; run the job again")
 
 
 def _chosen(batch: pa.RecordBatch, asked: AskedFile) -> pa.RecordBatch:

@@ -40,7 +40,8 @@ def raw_keys(column: pa.FixedSizeBinaryArray) -> np.ndarray:
     """A column of 16 bytes a value as S16."""
     if not len(column):
         return np.empty(0, KEY)
-    return np.frombuffer(column.buffers()[1], KEY)[column.offset : column.offset + len(column)]
+    data = np.frombuffer(column.buffers()[1], np.uint8)
+    return data[column.offset * 16 : (column.offset + len(column)) * 16].view(KEY)
 
 
 def hex_of(keys: np.ndarray) -> pa.Array:

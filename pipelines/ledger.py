@@ -25,7 +25,7 @@ from workers.conditions import Condition
 from workers.tasks import Task
 
 from .job import SourceSpec
-from .keys import KEY
+from .keys import raw_keys
 from .known import GROUPS, KNOWN, PAIRS, Decides, Record, known_file, part_file
 from .resume import STATUS_NAMES
 from .source import Corpus, RowGroup
@@ -165,7 +165,7 @@ class LedgerWriter:
             inside = parents >= 0
             np.add.at(self._counts[which], (parents[inside], tasks[inside]), 1)
             if name == "pairs" and len(values):
-                keys = np.frombuffer(b"".join(values.field("key").to_pylist()), KEY)
+                keys = raw_keys(values.field("key")).copy()
                 self._buffer.append((keys, tasks, values.field("state").to_numpy(), parents.astype(np.int32)))
                 self._buffered += len(keys)
                 self.pairs += len(keys)

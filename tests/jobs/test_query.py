@@ -139,7 +139,7 @@ def test_sql_cannot_get_out(table: Path, sql: str) -> None:
 
 def test_sql_cannot_see_python(table: Path) -> None:
     secret = pa.table({"a": [1]})
-    with pytest.raises(QueryError, match="there is no table secret; query the views results and errors"):
+    with pytest.raises(QueryError, match="there is no table secret; query the views results, errors and latest"):
         shown(table, "SELECT * FROM secret")
     assert secret.num_rows == 1
 

@@ -10,11 +10,13 @@ from pathlib import Path
 import duckdb
 import fsspec
 import polars as pl
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from infra.storage import Location
+from pipelines.asked import asked_keys
 from pipelines.generate import run_job
 from pipelines.job import JobSpec
 from pipelines.reports import Progress, RunReport
