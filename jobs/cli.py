@@ -121,8 +121,8 @@ def query(
 ) -> None:
     """Ask a table in SQL. It reads the table and touches nothing else.
 
-    The views are [bold]results[/bold] (what was made), [bold]errors[/bold] (what was not, and why) and [bold]latest[/bold]
-    (of the results those that the newest complete run asked for):
+    The views are [bold]results[/bold] (what was made), [bold]errors[/bold] (what was not, and why) and
+    [bold]latest[/bold] (of the results those that the newest complete run asked for):
 
     corpusmill query OUT "SELECT task, count(*) FROM results GROUP BY task"
     """

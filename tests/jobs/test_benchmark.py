@@ -124,10 +124,12 @@ def test_quality_and_documents_in_flight(folder: Path) -> None:
 def test_resume_finds_every_key(folder: Path) -> None:
     made = subprocess.run(command(folder, "--figures", "resume"), capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr
-    [figure] = figures(made.stdout)
-    assert figure["checks"] == {"keys_found": 20_000, "to_do": 0}
-    assert [value["peer"] for value in figure["values"]] == ["index", "plan"]
-    assert all(value["median"] > 0 and value["extra"]["peak_mib"] > 50 for value in figure["values"])
+    keys, shards, files = figures(made.stdout)
+    assert [figure["checks"]["keys_found"] for figure in (keys, shards, files)] == [20_000, 400, 2_000]
+    for figure, ways in ((keys, ["index", "plan", "run"]), (shards, ["scan", "plan"]), (files, ["index", "plan"])):
+        assert figure["checks"]["to_do"] == figure["checks"]["source_bytes_read_again"] == 0
+        assert [value["peer"] for value in figure["values"]] == ways
+        assert all(value["median"] > 0 and value["extra"]["peak_mib"] > 50 for value in figure["values"])
 
 
 def test_a_killed_peer_is_named_and_the_others_go_on(settings: Settings) -> None:
