@@ -12,20 +12,22 @@ from typing import Any
 import pyarrow as pa
 
 from infra.cluster import Cluster, cluster
-from infra.storage import Location, StorageError
+from infra.storage import FileInfo, Location, StorageError
 
 from . import graph, lineage
 from .errors import RunError
 from .job import JobSpec
 from .lease import Lease
 from .ledger import LedgerWriter
-from .publish import Publisher, check_table_schema, clean_partial
+from .publish import Publisher
 from .reports import Progress, RunReport
 from .resolve import Resolved, check_gpus, resolve
 from .resume import read_done
 from .schema import output_schema
 from .skip import skip_done
+from .source import RowGroup
 from .source import sample as sample_of
+from .table import check_table_schema, clean_partial, list_zones
 from .tally import Tally
 
 _PUBLISH_EVERY = 120.0
@@ -107,7 +109,8 @@ def run_job(
     say(_opening(resolved))
     with Lease.acquire(table, run_id, job.name) as lease:
         clean_partial(table)
-        check_table_schema(table, schema)
+        zones = list_zones(table)
+        check_table_schema(table, schema, zones)
         groups = resolved.corpus.row_groups if sample is None else sample_of(resolved.corpus, sample)
         tally = Tally(tasks=[task.name for task in resolved.tasks], documents_total=_documents(groups, resolved))
         run = _Run(
@@ -124,7 +127,7 @@ def run_job(
             _warn(run, check_gpus(job, ray_cluster))
             _begin(run)
             try:
-                _stream(run, publisher, groups, ray_cluster, retry_failed, on_progress)
+                _stream(run, publisher, groups, zones, ray_cluster, retry_failed, on_progress)
                 publisher.publish(final=True)
                 _check_complete(tally)
                 _end_well(run)
@@ -137,7 +140,8 @@ def run_job(
 def _stream(
     run: _Run,
     publisher: Publisher,
-    groups: list,
+    groups: list[RowGroup],
+    zones: dict[str, list[FileInfo]],
     ray_cluster: Cluster,
     retry_failed: bool,
     on_progress: Callable[[Progress], None] | None,
@@ -145,7 +149,7 @@ def _stream(
     resolved, tally = run.resolved, run.tally
     settings = resolved.settings(run_id=run.run_id, table=run.table.url, cluster=ray_cluster, retry_failed=retry_failed)
     # A sample's row groups are never whole, and its table is new.
-    skip = skip_done(run.table, resolved.corpus, groups, tally.tasks, read_done(run.table), retry_failed)
+    skip = skip_done(run.table, resolved.corpus, groups, tally.tasks, read_done(run.table, zones), retry_failed)
     tally.skip(skip)
     published = told = time.monotonic()
     with LedgerWriter(run.table, run.run_id, resolved.corpus, skip.groups, resolved.decides) as ledger:

@@ -13,13 +13,13 @@ from workers.prepare import PENDING
 
 from . import graph, lineage
 from .job import JobSpec
-from .publish import check_table_schema
 from .reports import LengthBucket, PlanReport, TaskCounts
 from .resolve import Resolved, resolve
 from .resume import STATUS_NAMES, read_done
 from .schema import output_schema
 from .skip import Skip, skip_done
 from .stages import unpack
+from .table import check_table_schema, list_zones
 
 _BUCKETS = [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072]
 
@@ -32,11 +32,12 @@ def plan_job(job: JobSpec, *, say: Callable[[str], None] = lambda line: None) ->
     """
     resolved = resolve(job)
     table = Location(job.output.path)
-    check_table_schema(table, output_schema(resolved.carry))
+    zones = list_zones(table)
+    check_table_schema(table, output_schema(resolved.carry), zones)
     say(f"{resolved.corpus.documents:,} documents in {len(resolved.corpus.files):,} files")
     counting = _Counting(resolved)
     corpus = resolved.corpus
-    skip = skip_done(table, corpus, corpus.row_groups, [task.name for task in resolved.tasks], read_done(table))
+    skip = skip_done(table, corpus, corpus.row_groups, [task.name for task in resolved.tasks], read_done(table, zones))
     counting.skip(skip)
     if skip.groups or corpus.unreadable:
         with cluster() as ray_cluster:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from infra.storage import FileInfo, Location, Problem, StorageError
 
 from .keys import KEY, find, keys_of, order_of
-from .table import reading
+from .table import ZONES, reading
 
 PENDING, OK, REJECTED, FAILED = 0, 1, 2, 3
 STATUS_NAMES = ("pending", "ok", "rejected", "failed")
@@ -63,34 +63,42 @@ class DoneIndex:
         return cls(keys[first], _OF_STRENGTH[best >> 16], (best & 0xFFFF).astype(np.int16))
 
 
-def read_done(table: Location) -> DoneIndex:
-    """Every key the table holds: `_work` ∪ results ∪ errors; only the columns key, status and attempt are read."""
-    return DoneIndex.build(_parts(table))
+def read_done(table: Location, zones: Mapping[str, Sequence[FileInfo]] | None = None) -> DoneIndex:
+    """Every key the table holds: `_work` ∪ results ∪ errors; only the columns key, status and attempt are read.
+
+    `zones`: the table's files, when they were listed already.
+    """
+    return DoneIndex.build(_parts(table, zones))
 
 
 def read_keys(files: list[FileInfo]) -> Iterator[np.ndarray]:
     """The keys of table files, some at a time."""
-    for keys, _, _ in _read_all(files, always_ok=True):
+    for keys, _, _ in _read_all(files, True, []):
         yield keys
 
 
-def _parts(table: Location) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    # In the order in which rows move: what a publisher takes out of _work meanwhile already stands in what is
-    # listed after it.
-    for zone in ("_work", "results", "errors"):
-        yield from _read_all(table.child(zone).list_files(), always_ok=zone == "results")
+def _parts(
+    table: Location, zones: Mapping[str, Sequence[FileInfo]] | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    lost: list[str] = []
+    for zone in ZONES:
+        # A work file that is gone was published by somebody: what its rows moved to must be listed after that.
+        files = zones[zone] if zones is not None and not lost else table.child(zone).list_files()
+        yield from _read_all(files, zone == "results", lost)
 
 
-def _read_all(files: list[FileInfo], always_ok: bool) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _read_all(
+    files: Sequence[FileInfo], always_ok: bool, lost: list[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     with ThreadPoolExecutor(_READERS) as pool:
         # A bounded window, so that a table of many files is not in memory as futures.
         for start in range(0, len(files), 8 * _READERS):
             window = files[start : start + 8 * _READERS]
-            for parts in pool.map(lambda file: _read(file, always_ok), window):
+            for parts in pool.map(lambda file: _read(file, always_ok, lost), window):
                 yield from parts
 
 
-def _read(file: FileInfo, always_ok: bool) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _read(file: FileInfo, always_ok: bool, lost: list[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     columns = ["key"] if always_ok else ["key", "status", "attempt"]
     try:
         with reading(Location(file.url)) as opened:
@@ -99,6 +107,7 @@ def _read(file: FileInfo, always_ok: bool) -> list[tuple[np.ndarray, np.ndarray,
     except StorageError as error:
         # A work file that a publisher merged and deleted between the listing and now.
         if error.problem is Problem.MISSING:
+            lost.append(file.url)
             return []
         raise
 

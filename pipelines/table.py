@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from infra.storage import Location, Problem, StorageError, redact_url, remove_dead_temporaries
+from infra.storage import FileInfo, Location, Problem, StorageError, redact_url, remove_dead_temporaries
 
 from .damage import first_line, is_damage
 from .errors import RunError, TableError
@@ -22,6 +22,9 @@ from .schema import DICTIONARY_COLUMNS, OUTPUT, SCHEMA_VERSION
 # In a work file's footer: the share of each task's ok rows in its bytes, so that a publisher need not read the rows to
 # know how much of each task waits. The rest (no name) are rows for errors/.
 SHARES = b"corpusmill.shares"
+
+# In the order in which rows move: what a publisher takes out of _work meanwhile already stands in what is listed after.
+ZONES = ("_work", "results", "errors")
 
 _ROW_GROUP_BYTES = 64 << 20
 
@@ -129,10 +132,21 @@ def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema.remove_metadata())
 
 
-def check_table_schema(table: Location, schema: pa.Schema) -> None:
-    """TableError, naming the column, when the table's files have other columns than `schema` or a newer version's."""
+def list_zones(table: Location) -> dict[str, list[FileInfo]]:
+    """The table's files by zone, listed in the order in which rows move."""
+    return {zone: table.child(zone).list_files() for zone in ZONES}
+
+
+def check_table_schema(
+    table: Location, schema: pa.Schema, zones: Mapping[str, Sequence[FileInfo]] | None = None
+) -> None:
+    """TableError, naming the column, when the table's files have other columns than `schema` or a newer version's.
+
+    `zones`: the table's files, when they were listed already.
+    """
+    listed = zones or list_zones(table)
     for zone in ("results", "errors", "_work"):
-        files = table.child(zone).list_files()
+        files = listed[zone]
         for file in {f.url: f for f in (*files[:1], *files[-1:])}.values():
             try:
                 with reading(Location(file.url)) as opened:

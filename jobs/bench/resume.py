@@ -127,6 +127,7 @@ def _read_index(job: JobSpec) -> Seen:
 def _scan(job: JobSpec) -> Seen:
     from pipelines.source import scan
 
+    CountedFiles.register()
     started = time.perf_counter()
     corpus = scan(job.source)
     return Seen(seconds=time.perf_counter() - started, peak_bytes=peak(), done=corpus.documents * len(job.tasks))
