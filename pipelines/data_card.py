@@ -66,7 +66,7 @@ Files are Parquet (zstd); new ones are added while a run goes on, each row is th
 
 - `results/<task>/*.parquet`: rows with text (status `ok`)
 - `errors/<task>/*.parquet`: pairs without text (`rejected`, `failed`) and why; the same columns
-- `_runs/<run_id>/`: each run's manifest, the keys it asked for, its lineage events
+- `_runs/<run_id>/`: each run's manifest, the pairs it asked for (`asked/`), its lineage events
 - `_work/`: finished rows that are not published yet; do not read them
 
 ## How to query it

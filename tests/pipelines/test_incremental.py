@@ -1,4 +1,4 @@
-"""Nightly runs for real: of a changed corpus or job only what must be made is encoded, and only what may be new is read."""
+"""Nightly runs for real: only what must be made is encoded, and only what may be new is read."""
 
 from __future__ import annotations
 
