@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipelines.verification.report import FAILED, NOT_CHECKED, PASSED, Check, Fo
 from pipelines.verification.verify import verify_table
 
 from .recorded import recorded_job
-from .render import consoles, heading, plain, table
+from .render import consoles, heading, json_text, plain, table
 from .spec import load_job
 from .text import count, one_line, short_path
 
@@ -42,7 +41,7 @@ def verify_path(path: str, *, job: Path | None, reproduce: int, seed: int, as_js
             say=lambda line: spinner.update(Text(redact(line))) if spinner else None,
         )
     if as_json:
-        print(redact(json.dumps(result.as_json(), ensure_ascii=False, indent=2)))
+        print(json_text(result.as_json()))
     else:
         show_verification(out, result)
     return EXIT_CODES[result.state]
