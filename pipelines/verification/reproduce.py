@@ -113,6 +113,7 @@ class _Maker:
             dtype=dtype,
             max_batch_tokens=job.model.max_batch_tokens,
             max_decodes=job.model.max_decodes,
+            shares_cores=True,  # with whatever else this machine does
         )
         context = RunContext(
             run_id="", job=job.name, model=job.model.path, model_revision=self.revision, backend=backend,
