@@ -132,6 +132,42 @@ def query(
     ask(out, sql, form, consoles()[0])
 
 
+@app.command(
+    epilog="Exit codes: 0 everything holds, 1 something does not, 2 a part could not be checked, or usage, "
+    "3 no table, source or storage, 130 interrupted."
+)
+def verify(
+    out: Table,
+    job: Annotated[
+        Path | None,
+        typer.Option(metavar="JOB", help="The job file, instead of what the runs recorded.", show_default=False),
+    ] = None,
+    reproduce: Annotated[int, typer.Option(metavar="N", min=0, help="Make N rows again and compare their texts.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Which rows those are.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Check that a table is whole: no row lost, none twice, each what its lineage says.
+
+    Reads every file of the table and, to compare contents, the source files that its rows name.
+    """
+    from .verify import verify_path
+
+    if code := verify_path(out, job=job, reproduce=reproduce, seed=seed, as_json=json):
+        raise typer.Exit(code)
+
+
+@app.command()
+def trace(
+    out: Table,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="A row's key, or its first digits.", show_default=False)],
+    json: AsJson = False,
+) -> None:
+    """Follow one row back to its document, model, prompt and run, and forward to what took its place."""
+    from .trace import trace_key
+
+    trace_key(out, key, as_json=json)
+
+
 @app.command()
 def finetune(
     job: Annotated[Path, typer.Argument(metavar="JOB", help="The training job (YAML).", show_default=False)],

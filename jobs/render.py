@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len, set_cell_size
@@ -115,6 +117,19 @@ def show_errors(console: Console, errors: Errors, title: str) -> None:
 def errors_as_json(errors: Errors) -> dict[str, dict[str, object]]:
     """Errors by code, for programs."""
     return {code: {"rows": number, "example": redact(example)} for code, (number, example) in errors.items()}
+
+
+def json_text(value: Any) -> str:
+    """Plain values as JSON for programs, in ASCII so that no text in it steers a terminal, and without secrets."""
+    return json.dumps(_redacted(value), indent=2, default=str)
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {str(name): _redacted(item) for name, item in value.items()}
+    return [_redacted(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def show_warnings(console: Console, warnings: Sequence[str]) -> None:

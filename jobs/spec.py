@@ -59,6 +59,12 @@ def load_spec(path: str | Path, model: type[Spec]) -> tuple[Spec, str]:
     return reader.check(reader.parse(text), model), text
 
 
+def parse_job(text: str, name: str) -> JobSpec:
+    """The job that `text` describes, as `load_job`; `name` stands in messages where a file's name would."""
+    reader = _Reader(name=name, model=JobSpec)
+    return reader.check(reader.parse(text), JobSpec)
+
+
 def _read(path: Path) -> str:
     if path.is_dir():
         raise JobFileError([f"{path}: this is a folder; name the job file in it"])

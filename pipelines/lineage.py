@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 import secrets
+import socket
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,7 @@ def build_manifest(
         "job": {"name": job_name, "text": job_text, "sha256": job_hash(job_text)},
         "source": source,
         "code": code_version(),
+        "host": socket.gethostname(),
         "packages": package_versions(),
         "schema_version": SCHEMA_VERSION,
         "model": dict(model),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -81,6 +81,11 @@ def read_document(batch: pa.RecordBatch, i: int, read_image: ImageReader, max_im
     except BaseException as error:
         document.error = request_error(error)
     return document
+
+
+def sha256_without_etags(document: Document) -> str:
+    """The content hash that a document has while one of its referenced images cannot be read."""
+    return _sha256(document.text, [replace(image, etag=None) for image in document.images])
 
 
 def request_error(error: BaseException) -> RequestError:

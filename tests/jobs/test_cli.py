@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert process("--help").returncode == 0
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["plan"], ["status"], ["query"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["run"], ["plan"], ["status"], ["query"], ["verify"], ["trace"]])
 @pytest.mark.parametrize("width", [80, 120])
 def test_help_fits_the_terminal(command: list[str], width: int) -> None:
     done = process(*command, "--help", COLUMNS=str(width), TERMINAL_WIDTH=str(width), NO_COLOR="1")
@@ -77,6 +77,8 @@ def test_version(capsys) -> None:
         (["run", "x.yaml", "--retry", "all"], "'all' is not one of 'failed'"),
         (["run", "no-such.yaml"], "no-such.yaml: no such file"),
         (["plan", "no-such.yaml"], "no-such.yaml: no such file"),
+        (["verify", "x", "--reproduce", "-1"], "Invalid value for '--reproduce'"),
+        (["trace", "x", "xyz"], "'xyz' is not a key: give 6 to 32 of its hex digits"),
         (["query", "a", "b", "--format", "xml"], "'xml' is not one of 'table', 'csv', 'json'"),
     ],
 )
