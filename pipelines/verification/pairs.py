@@ -157,7 +157,7 @@ def ask(table: Location, manifest: Mapping[str, Any], ledger: KeyLedger, check: 
     except StorageError as error:
         if error.problem is not Problem.MISSING:
             raise
-        check.wrong("the run's keys are gone", f"_runs/{run_id}/keys.parquet")
+        check.wrong("the run's keys are gone", f"_runs/{run_id}/asked/")
         return
     for task in sorted({*counts, *(name for name, _ in found)}):
         said = counts.get(task) or {}

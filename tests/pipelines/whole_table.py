@@ -13,12 +13,13 @@ from infra.cluster import Cluster
 from infra.storage import Location
 from pipelines import lineage
 from pipelines.job import JobSpec
+from pipelines.ledger import LedgerWriter
 from pipelines.publish import Publisher
 from pipelines.read import Read, as_units
 from pipelines.resolve import resolve
 from pipelines.resume import read_done
 from pipelines.schema import output_schema
-from pipelines.stages import Finish, keys_in
+from pipelines.stages import Finish, refers
 from pipelines.tally import Tally
 from workers.generate import Generate
 from workers.image_reader import ImageReader
@@ -56,12 +57,15 @@ def run_here(text: str, filled: str | None = None) -> str:
     schema = output_schema(resolved.carry)
     tally = Tally(tasks=[task.name for task in resolved.tasks], documents_total=resolved.corpus.documents)
     units = as_units(resolved.corpus.row_groups, resolved.corpus.unreadable)
-    with lineage.KeysWriter(table, run_id, tally.tasks) as keys:
+    corpus = resolved.corpus
+    with LedgerWriter(table, run_id, corpus, corpus.row_groups, resolved.decides) as ledger:
+        ledger.refer([])
         for rows in Read(job.source, resolved.carry, job.where)(units):
-            generated = generate(prepare(rows))
+            prepared = prepare(rows).append_column("refers", refers(rows.column("images")))
+            generated = generate(prepared)
             outcome = finish(generated.append_column("worker", pa.array(["w"] * len(generated), pa.string())))
             tally.add(outcome)
-            keys.append(*keys_in(outcome))
+            ledger.add(outcome)
     generate.close()
     Publisher(table, run_id, lineage.job_hash(text), schema, tally.tasks).publish(final=True)
     manifest = lineage.build_manifest(
