@@ -29,7 +29,7 @@ _SLOW_METHODS = {"complete_multipart_upload": 10.0}
 _CHANGED = "the file changed while it was read; run the same command again"
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _of(settings: str, pid: int) -> PatientS3:
     # One layer of tries, ours: s3fs's and botocore's inside it would multiply.
     config = {

@@ -202,7 +202,6 @@ _CODES: dict[str, tuple[Problem, str]] = {
     "TooManyRequests": _BUSY,
     "TooManyRequestsException": _BUSY,
     "BandwidthLimitExceeded": _BUSY,
-    "OperationAborted": _BUSY,
     # The body was damaged, or ended early, on its way to the store.
     "IncompleteBody": _BUSY,
     "BadDigest": _BUSY,

@@ -112,16 +112,18 @@ class Plan:
             return None
         if self._left and self._again in possible:
             self._left -= 1
-            return self._again
-        if self._random.random() >= self.rate:
+        elif self._random.random() < self.rate:
+            self._again, self._left = self._random.choice(possible), self.burst - 1
+        else:
             return None
-        self._again, self._left = self._random.choice(possible), self.burst - 1
-        return self._again
-
-    def counted(self) -> None:
-        """One of its faults was injected."""
         if self.limit is not None:
             self.limit -= 1
+        return self._again
+
+    def give_back(self) -> None:
+        """A fault that was chosen could not be injected."""
+        if self.limit is not None:
+            self.limit += 1
 
 
 @dataclass
@@ -151,7 +153,7 @@ class FaultProxy:
 
 
 @contextmanager
-def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
+def fault_proxy(upstream: str, own_port: int = 0) -> Iterator[FaultProxy]:
     """A proxy for `upstream` (http://host:port) while the block runs; it breaks nothing until it has a plan."""
     host, port = upstream.removeprefix("http://").split(":")
     loop = asyncio.new_event_loop()
@@ -160,7 +162,7 @@ def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     worker = _Worker(proxy, host, int(port))
 
     async def serve() -> None:
-        started.append(await asyncio.start_server(worker.connection, "127.0.0.1", 0, limit=_HEAD_LIMIT))
+        started.append(await asyncio.start_server(worker.connection, "127.0.0.1", own_port, limit=_HEAD_LIMIT))
 
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -235,11 +237,11 @@ class _Worker:
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         half = request.length // 2
         if fault is Fault.STALL_UPLOAD:
-            await self._count(fault, plan)
+            self._count(fault)
             await self._silence(writer)
         if fault in (Fault.RESET_UPLOAD, Fault.TORN_UPLOAD):
             request.body = await reader.readexactly(half)
-            await self._count(fault, plan)
+            self._count(fault)
             if fault is Fault.TORN_UPLOAD:
                 await self._tear(request)
             self._reset(writer)
@@ -250,21 +252,22 @@ class _Worker:
 
     async def _break(self, fault: Fault, plan: Plan, request: _Request, writer: asyncio.StreamWriter) -> None:
         if fault in _ANSWERS or fault is Fault.BAD_GATEWAY:
-            await self._count(fault, plan)
+            self._count(fault)
             return await self._send(writer, *_refusal(fault, request.method))
         if fault is Fault.RESET_BEFORE:
-            await self._count(fault, plan)
+            self._count(fault)
             self._reset(writer)
         if fault is Fault.STALL:
-            await self._count(fault, plan)
+            self._count(fault)
             await self._silence(writer)
         head, body = await self._ask(request)
         if fault is Fault.RESET_AFTER:
-            await self._count(fault, plan)
+            self._count(fault)
             self._reset(writer)
         if len(body) < 2:
+            plan.give_back()
             return await self._send(writer, head, body)
-        await self._count(fault, plan)
+        self._count(fault)
         if fault in (Fault.DRIP, Fault.CRAWL):
             return await self._drip(fault, writer, head, body)
         writer.write(head + body[: len(body) // 2])
@@ -276,8 +279,7 @@ class _Worker:
             self._reset(writer)
         raise _Broken
 
-    async def _count(self, fault: Fault, plan: Plan) -> None:
-        plan.counted()
+    def _count(self, fault: Fault) -> None:
         self._proxy.injected[fault] += 1
         INJECTED[fault.value] += 1
 
