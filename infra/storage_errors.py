@@ -88,6 +88,19 @@ def explain(error: BaseException, url: str) -> StorageError:
     return StorageError(url, _line(error) or type(error).__name__)
 
 
+@contextmanager
+def full_scratch(folder: str) -> Iterator[None]:
+    """Turns a full disk, met while temporary files are written to `folder`, into a StorageError; no other error."""
+    try:
+        yield
+    except OSError as error:
+        problem, reason = _ERRNOS.get(error.errno or 0, (Problem.OTHER, ""))
+        if problem is not Problem.FULL:
+            raise
+        hint = "; TMPDIR names another folder for temporary files"
+        raise StorageError(folder, f"{reason}{hint}", problem) from error
+
+
 def nothing_here(url: str) -> StorageError:
     """For a path without a file or folder."""
     return StorageError(url, _MISSING[1], _MISSING[0])

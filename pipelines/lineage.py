@@ -10,7 +10,7 @@ import secrets
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.storage import Location, StorageError, redact, scratch_folder
+from infra.storage import Location, StorageError, full_scratch, redact, scratch_folder
 from workers.tasks import Task
 
 from .data_card import write_data_card
@@ -153,7 +153,8 @@ class KeysWriter:
         """Writes the rest and uploads the file."""
         try:
             self._flush()
-            self._writer.close()
+            with full_scratch(str(self._path.parent)):
+                self._writer.close()
             self._target.upload(self._path)
         finally:
             self._stack.close()
@@ -165,12 +166,15 @@ class KeysWriter:
         if kind is None:
             self.close()
         else:
-            self._writer.close()
+            # The error on its way is the news: a disk that is full fails here too.
+            with suppress(OSError):
+                self._writer.close()
             self._stack.close()
 
     def _flush(self) -> None:
         if self._pending:
-            self._writer.write_table(pa.concat_tables(self._pending))
+            with full_scratch(str(self._path.parent)):
+                self._writer.write_table(pa.concat_tables(self._pending))
             self._pending, self._pending_rows = [], 0
 
 
