@@ -79,6 +79,8 @@ class PatientS3(S3FileSystem):
     call_s3 = sync_wrapper(_call_s3)
 
     async def _retried(self, once: Callable[[], Awaitable[_T]], url: str, brief: bool = False) -> _T:
+        # Loading the client is work of this machine, however busy it is: no try of the store's.
+        await self.set_session()
         patience = Patience.current()
         if brief or self._given_up:
             patience = patience.at_most(_BRIEF_SECONDS)

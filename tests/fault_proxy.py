@@ -89,6 +89,7 @@ class Plan:
     target: str = ""
     burst: int = 1
     limit: int | None = None
+    injected: Counter[Fault] = field(init=False, default_factory=Counter)
     _random: random.Random = field(init=False)
     _left: int = field(init=False, default=0)
     _again: Fault | None = field(init=False, default=None)
@@ -128,28 +129,20 @@ class Plan:
 
 @dataclass
 class FaultProxy:
-    """A running proxy: `endpoint` is its URL, `plan` may be changed at any time, `injected` counts what it did."""
+    """A running proxy: `endpoint` is its URL, `plan` may be changed at any time."""
 
     endpoint: str
     plan: Plan | None = None
-    injected: Counter[Fault] = field(default_factory=Counter)
     requests: int = 0
-
-    @property
-    def faults(self) -> int:
-        """How many it injected."""
-        return sum(self.injected.values())
 
     @contextmanager
     def breaking(self, *kinds: Fault, **options) -> Iterator[Counter[Fault]]:
-        """Injects faults by `Plan(kinds, **options)` while the block runs; what it injected meanwhile."""
-        before, counted = self.injected.copy(), Counter[Fault]()
+        """Injects faults by `Plan(kinds, **options)` while the block runs; counts what it injected."""
         self.plan = Plan(kinds, **options)
         try:
-            yield counted
+            yield self.plan.injected
         finally:
             self.plan = None
-            counted.update(self.injected - before)
 
 
 @contextmanager
@@ -237,11 +230,11 @@ class _Worker:
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         half = request.length // 2
         if fault is Fault.STALL_UPLOAD:
-            self._count(fault)
+            self._count(fault, plan)
             await self._silence(writer)
         if fault in (Fault.RESET_UPLOAD, Fault.TORN_UPLOAD):
             request.body = await reader.readexactly(half)
-            self._count(fault)
+            self._count(fault, plan)
             if fault is Fault.TORN_UPLOAD:
                 await self._tear(request)
             self._reset(writer)
@@ -252,22 +245,22 @@ class _Worker:
 
     async def _break(self, fault: Fault, plan: Plan, request: _Request, writer: asyncio.StreamWriter) -> None:
         if fault in _ANSWERS or fault is Fault.BAD_GATEWAY:
-            self._count(fault)
+            self._count(fault, plan)
             return await self._send(writer, *_refusal(fault, request.method))
         if fault is Fault.RESET_BEFORE:
-            self._count(fault)
+            self._count(fault, plan)
             self._reset(writer)
         if fault is Fault.STALL:
-            self._count(fault)
+            self._count(fault, plan)
             await self._silence(writer)
         head, body = await self._ask(request)
         if fault is Fault.RESET_AFTER:
-            self._count(fault)
+            self._count(fault, plan)
             self._reset(writer)
         if len(body) < 2:
             plan.give_back()
             return await self._send(writer, head, body)
-        self._count(fault)
+        self._count(fault, plan)
         if fault in (Fault.DRIP, Fault.CRAWL):
             return await self._drip(fault, writer, head, body)
         writer.write(head + body[: len(body) // 2])
@@ -279,8 +272,8 @@ class _Worker:
             self._reset(writer)
         raise _Broken
 
-    def _count(self, fault: Fault) -> None:
-        self._proxy.injected[fault] += 1
+    def _count(self, fault: Fault, plan: Plan) -> None:
+        plan.injected[fault] += 1
         INJECTED[fault.value] += 1
 
     async def _ask(self, request: _Request) -> tuple[bytes, bytes]:

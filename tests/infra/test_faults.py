@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -220,7 +221,7 @@ def test_a_large_file_comes_down_in_pieces_each_tried_again(folder, proxy, besid
 
 @cases([write, upload, read, opened, listed, info], SILENT)
 def test_a_store_that_stalls_is_asked_again(operation, fault, filled, proxy, beside, settings):
-    settings.setenv("CORPUSMILL_STORAGE_STALL_SECONDS", "0.4")
+    settings.setenv("CORPUSMILL_STORAGE_STALL_SECONDS", "0.5")
     expected = beside(lambda: operation(filled, 1))
     started = time.monotonic()
     with proxy.breaking(fault, limit=1) as counted:
@@ -233,16 +234,18 @@ def test_a_store_that_stalls_is_asked_again(operation, fault, filled, proxy, bes
 @cases([write, upload, create, delete, read, opened, listed, globbed, info], [*HARD, *SILENT])
 def test_a_store_that_fails_for_good_ends_in_one_line(operation, fault, filled, proxy, beside, settings):
     settings.setenv("CORPUSMILL_STORAGE_RETRY_SECONDS", "0.4")
-    settings.setenv("CORPUSMILL_STORAGE_STALL_SECONDS", "0.2")
+    if fault in SILENT:
+        settings.setenv("CORPUSMILL_STORAGE_STALL_SECONDS", "0.5")
     filled.child("there", "a.bin").info()  # it has answered before
     before = beside(lambda: state(filled))
     started = time.monotonic()
     with proxy.breaking(fault) as counted, pytest.raises(StorageError) as ended:
         operation(filled, 1)
-    assert time.monotonic() - started < 15 and counted.total() >= 1
+    assert time.monotonic() - started < 20 and counted.total() >= 1
     said = str(ended.value)
     assert filled.url in said and "\n" not in said and SECRET_KEY not in said
-    assert (ended.value.problem in (Problem.BUSY, Problem.UNREACHABLE) and " in 0 s)" in said) or " in 1 s)" in said
+    assert ended.value.problem in (Problem.BUSY, Problem.UNREACHABLE)
+    assert re.search(r"\(\d+ (try|tries) in \d s\)$", said)
     after = beside(lambda: state(filled))
     # The effect may be there although nobody was told: then it is the whole one.
     whole = hashlib.sha256(bytes_of(1)).hexdigest()
