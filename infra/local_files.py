@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .storage_errors import Problem, StorageError, full_scratch, storage_errors
+
 _TEMPORARY = re.compile(r"^\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _SCRATCH = "corpusmill-scratch-"
 _YOUNG_SECONDS = 60
@@ -121,19 +123,30 @@ def process_alive(pid: int) -> bool:
 def scratch_folder() -> Iterator[Path]:
     """A temporary folder, removed at the end; those of processes that were killed are removed first.
 
-    A lock on a file inside tells the living from the dead, also between containers that share a /tmp.
+    A lock on a file inside tells the living from the dead, also between containers that share a /tmp. StorageError,
+    with Problem.FULL, when the disk is full there, also where the block writes.
     """
-    root = Path(tempfile.gettempdir())
+    root = _temporary_root()
     for folder in root.glob(f"{_SCRATCH}*"):
         if _abandoned(folder):
             shutil.rmtree(folder, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
-    with open(folder / ".lock", "wb") as lock:
+    with storage_errors(str(root)):
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=root))
+    with full_scratch(str(root)), open(folder / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_root() -> Path:
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        # Python tries to write in each of the usual places.
+        reason = "no folder for temporary files can be written to; free some space, or set TMPDIR to one that can"
+        raise StorageError("TMPDIR", reason, Problem.FULL) from error
 
 
 def _abandoned(folder: Path) -> bool:

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
-import pyarrow as pa
 from fsspec.core import split_protocol, url_to_fs
 
 from . import local_files
+from .inputs import local_input, remote_input, s3_input
+from .retry import retried
 from .storage_errors import StorageError, codes, no_bucket, redact_url, storage_errors
+
+_T = TypeVar("_T")
 
 _S3 = ("s3", "s3a")
 # Schemes whose files appear while they are being written, but which can rename.
 _RENAMING = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "arrow_hdfs")
 _CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _CONDITION_UNKNOWN = {"NotImplemented", "501", "InvalidArgument"}
-_READ_AHEAD = 512 * 1024
 # A store without etags may tell times in whole seconds: a file as young as this may change and keep its time.
 _YOUNG_SECONDS = 5.0
 
@@ -48,7 +49,11 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder on a local path or any fsspec URL; picklable, equal by its absolute URL."""
+    """A file or folder on a local path or any fsspec URL; picklable, equal by its absolute URL.
+
+    Trouble that may pass (a busy store, a reset, a stalled or torn transfer) is tried again for a bounded time; then,
+    and for trouble that does not pass, each operation raises StorageError.
+    """
 
     url: str
 
@@ -113,28 +118,26 @@ class Location:
 
     def read_bytes(self) -> bytes:
         """The whole file."""
-        with self.errors():
-            if self.is_local:
-                return Path(self.url).read_bytes()
-            return self.fs.cat_file(self.path)
+        return self._tried(lambda: Path(self.url).read_bytes() if self.is_local else self.fs.cat_file(self.path))
 
     def open_input(self) -> Any:
-        """A seekable input that pyarrow.parquet reads by ranges; close it, or use it in a `with`."""
-        with self.errors():
+        """A seekable input that pyarrow.parquet reads by ranges; close it, or use it in a `with`.
+
+        Each read is tried again like an operation; on S3 all come from one content, or the read is a StorageError.
+        """
+
+        def opened() -> Any:
             if self.is_local:
-                if os.path.isdir(self.url):
-                    raise IsADirectoryError(self.url)
-                return pa.OSFile(self.url)
-            if self.scheme in _S3:
-                opened = self.fs.open(self.path, "rb", block_size=_READ_AHEAD, cache_type="readahead")
-                if opened.details["type"] != "file":
-                    raise IsADirectoryError(self.url)
-                return opened
-            return self.fs.open(self.path, "rb")
+                return local_input(self.url)
+            fs, path = self._fs_and_path()
+            return s3_input(fs, path) if self.scheme in _S3 else remote_input(fs, path, self._tried)
+
+        return self._tried(opened)
 
     def write_bytes(self, data: bytes) -> None:
         """Makes `data` the file's content: a reader sees the old file or the whole new one."""
-        with self.errors():
+
+        def write() -> None:
             if self.is_local:
                 local_files.replace(self.url, lambda out: out.write(data))
             elif self.scheme in _RENAMING:
@@ -142,9 +145,12 @@ class Location:
             else:
                 self.fs.pipe_file(self.path, data)
 
+        self._tried(write)
+
     def upload(self, local_file: str | os.PathLike[str]) -> None:
         """Makes a local file's content this file's content: whole or absent, as `write_bytes`."""
-        with self.errors():
+
+        def upload() -> None:
             if self.is_local:
                 with open(local_file, "rb") as source:
                     local_files.replace(self.url, partial(shutil.copyfileobj, source))
@@ -152,6 +158,12 @@ class Location:
                 self._replace_by_rename(lambda path: self.fs.put_file(os.fspath(local_file), path))
             else:
                 self.fs.put_file(os.fspath(local_file), self.path)
+
+        self._tried(upload)
+
+    def download(self, local_file: str | os.PathLike[str]) -> None:
+        """Copies the file to a local path, in pieces that are each tried again; all are of one content."""
+        self._tried(lambda: self.fs.get_file(self.path, os.fspath(local_file)))
 
     def create_exclusive(self, data: bytes) -> bool:
         """Writes `data` only when no file is there; False when one was.
@@ -180,22 +192,23 @@ class Location:
 
     def delete(self) -> None:
         """Removes the file; nothing happens when there is none."""
-        with self.errors():
+
+        def remove() -> None:
             try:
                 os.unlink(self.url) if self.is_local else self.fs.rm_file(self.path)
             except FileNotFoundError as error:
                 if "NoSuchBucket" in codes(error):
                     raise
 
+        self._tried(remove)
+
     def list_files(self, suffix: str = ".parquet") -> list[FileInfo]:
         """Files at any depth below whose name ends in `suffix`, sorted by URL; [] when the folder is missing.
 
         Names that start with "." are left out, folders of that name with all they hold.
         """
-        with self.errors():
-            found = [file for file in map(self.file, self._entries()) if file.path.endswith(suffix)]
-            files = [file for file in found if not hidden(self.below(file), ".")]
-        return sorted(files, key=lambda file: file.url)
+        found = self._tried(lambda: [self.file(e) for e in self._entries() if str(e["name"]).endswith(suffix)])
+        return sorted((file for file in found if not hidden(self.below(file), ".")), key=lambda file: file.url)
 
     def modified(self) -> float | None:
         """When the file was last written by the store's clock (seconds since 1970); None when it does not say."""
@@ -220,7 +233,7 @@ class Location:
         return [entry for name, entry in found.items() if entry["type"] == "file" and name != path]
 
     def _info(self) -> Mapping[str, Any] | None:
-        with self.errors():
+        def look() -> Mapping[str, Any] | None:
             try:
                 return local_files.info(self.url) if self.is_local else self.fs.info(self.path)
             except (FileNotFoundError, NotADirectoryError) as error:
@@ -228,6 +241,8 @@ class Location:
                 if "NoSuchBucket" in codes(error) or bucket_itself:
                     raise no_bucket(self.url) from error
                 return None
+
+        return self._tried(look)
 
     def file(self, entry: Mapping[str, Any]) -> FileInfo:
         """An fsspec entry of this file system as a FileInfo."""
@@ -259,7 +274,9 @@ class Location:
             if self.is_local:
                 return fsspec.filesystem("file", use_listings_cache=False), self.url
             if self.scheme in _S3:
-                fs = _s3(_settings("AWS_"), os.getpid())
+                from .s3 import s3_file_system
+
+                fs = s3_file_system()
                 return fs, fs._strip_protocol(self.url)
             fs, path = url_to_fs(self.url, use_listings_cache=False)
             return fs, path.rstrip("/") or "/"
@@ -273,27 +290,21 @@ class Location:
 
     def errors(self) -> Any:
         """A `with` block that turns any storage trouble about this location into a StorageError."""
-        return _S3Errors(self) if self.scheme in _S3 else storage_errors(self.url)
+        if self.scheme not in _S3:
+            return storage_errors(self.url)
+        from .s3 import S3Errors
 
+        return S3Errors(self.url)
 
-class _S3Errors:
-    """As `storage_errors`, and asks again where the first answer had no body: a HEAD tells 403, but not why."""
+    def _tried(self, operation: Callable[[], _T]) -> _T:
+        """What an operation that may be done twice returns; its trouble as StorageError."""
 
-    def __init__(self, location: Location) -> None:
-        self._location = location
+        def once() -> _T:
+            with self.errors():
+                return operation()
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, StorageError) or not isinstance(error, Exception):
-            return
-        url = self._location.url
-        with storage_errors(url):
-            if codes(error) == {"403"}:
-                fs, path = self._location._fs_and_path()
-                fs.call_s3("list_objects_v2", Bucket=path.split("/")[0], MaxKeys=1)
-            raise error
+        # On S3 each request is tried again below, so that of many the others need not be.
+        return once() if self.scheme in _S3 else retried(once)
 
 
 def hidden(below: str, marks: str) -> bool:
@@ -321,15 +332,3 @@ def _absolute(url: str) -> str:
     if "::" in url:
         raise StorageError(url, "chained URLs (a::b) are not supported; give the storage's own URL")
     return f"{scheme.lower()}://{rest.rstrip('/')}"
-
-
-@lru_cache(maxsize=4)
-def _s3(settings: str, pid: int) -> Any:
-    # A file system of its own per process and per AWS_* settings: fsspec would hand out the first one for ever.
-    config = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 3, "mode": "standard"}}
-    return fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=config, skip_instance_cache=True)
-
-
-def _settings(prefix: str) -> str:
-    settings = sorted(item for item in os.environ.items() if item[0].startswith(prefix))
-    return hashlib.sha256(repr(settings).encode()).hexdigest()

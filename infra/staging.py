@@ -74,8 +74,7 @@ def _copy(folder: Location, files: list[FileInfo], target: Path) -> None:
     try:
         for file in files:
             copy = part / folder.below(file)
-            with folder.errors():
-                folder.fs.get_file(file.path, str(copy))
+            Location(file.url).download(copy)
             if copy.stat().st_size != file.size:
                 raise StorageError(file.url, "the copy is shorter than the file; run the same command again")
         os.rename(part, target)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from .local_files import remove_dead_temporaries, scratch_folder
 from .location import FileInfo, Location
+from .retry import impatient
 from .source_files import PARQUET_SUFFIXES, base_folder, expand
 from .staging import stage_model
-from .storage_errors import Problem, StorageError, explain, redact, redact_url, storage_errors
+from .storage_errors import Problem, StorageError, explain, full_scratch, redact, redact_url, storage_errors
 
 __all__ = [
     "PARQUET_SUFFIXES",
@@ -17,6 +18,8 @@ __all__ = [
     "base_folder",
     "expand",
     "explain",
+    "full_scratch",
+    "impatient",
     "redact",
     "redact_url",
     "remove_dead_temporaries",

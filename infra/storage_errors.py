@@ -88,6 +88,19 @@ def explain(error: BaseException, url: str) -> StorageError:
     return StorageError(url, _line(error) or type(error).__name__)
 
 
+@contextmanager
+def full_scratch(folder: str) -> Iterator[None]:
+    """Turns a full disk, met while temporary files are written to `folder`, into a StorageError; no other error."""
+    try:
+        yield
+    except OSError as error:
+        problem, reason = _ERRNOS.get(error.errno or 0, (Problem.OTHER, ""))
+        if problem is not Problem.FULL:
+            raise
+        hint = "; TMPDIR names another folder for temporary files"
+        raise StorageError(folder, f"{reason}{hint}", problem) from error
+
+
 def nothing_here(url: str) -> StorageError:
     """For a path without a file or folder."""
     return StorageError(url, _MISSING[1], _MISSING[0])
@@ -168,6 +181,9 @@ _NO_KEYS = (
 _UNREACHABLE = (Problem.UNREACHABLE, "the store cannot be reached; check AWS_ENDPOINT_URL and the network")
 _DENIED = (Problem.FORBIDDEN, "permission denied; check who owns it and its mode")
 _FULL = (Problem.FULL, "no space left on the device; free some and run the same command again")
+_STORE_FULL = (Problem.FULL, "the store has no space left; free some there and run the same command again")
+_QUOTA = (Problem.FULL, "the disk quota is used up; free some space or raise it, and run the same command again")
+_TOO_LARGE = (Problem.FULL, "the file grows beyond what is allowed here; look at ulimit -f and the file system's limit")
 
 _CODES: dict[str, tuple[Problem, str]] = {
     "NoSuchBucket": _NO_BUCKET,
@@ -190,8 +206,30 @@ _CODES: dict[str, tuple[Problem, str]] = {
     "ServiceUnavailable": _BUSY,
     "InternalError": _BUSY,
     "RequestTimeout": _BUSY,
+    "RequestTimeoutException": _BUSY,
+    "Throttling": _BUSY,
+    "ThrottlingException": _BUSY,
+    "ThrottledException": _BUSY,
+    "RequestThrottled": _BUSY,
+    "RequestLimitExceeded": _BUSY,
+    "TooManyRequests": _BUSY,
+    "TooManyRequestsException": _BUSY,
+    "BandwidthLimitExceeded": _BUSY,
+    # The body was damaged, or ended early, on its way to the store.
+    "IncompleteBody": _BUSY,
+    "BadDigest": _BUSY,
+    "XAmzContentSHA256Mismatch": _BUSY,
+    "408": _BUSY,
+    "429": _BUSY,
     "500": _BUSY,
+    "502": _BUSY,
     "503": _BUSY,
+    "504": _BUSY,
+    "XMinioStorageFull": (Problem.FULL, "the store is full; free some space there and run the same command again"),
+    "QuotaExceeded": (
+        Problem.FULL,
+        "the store's quota is used up; free some space there and run the same command again",
+    ),
 }
 # By name, so that botocore is not imported for a job on local files.
 _TYPES: dict[str, tuple[Problem, str]] = {
@@ -206,6 +244,12 @@ _TYPES: dict[str, tuple[Problem, str]] = {
     "ReadTimeoutError": _BUSY,
     "ConnectionClosedError": _BUSY,
     "HTTPClientError": _BUSY,
+    "ResponseStreamingError": _BUSY,
+    "IncompleteReadError": _BUSY,
+    "IncompleteRead": _BUSY,
+    "ClientPayloadError": _BUSY,
+    # An answer that is no S3 answer: a gateway's page in its place.
+    "ResponseParserError": _BUSY,
     "FSTimeoutError": _BUSY,
     "FileExpired": (Problem.OTHER, "the file changed while it was read; run the same command again"),
 }
@@ -217,13 +261,16 @@ _ERRNOS: dict[int, tuple[Problem, str]] = {
     errno.EPERM: _DENIED,
     errno.EROFS: (Problem.FORBIDDEN, "the file system is read-only"),
     errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
+    errno.EDQUOT: _QUOTA,
+    errno.EFBIG: _TOO_LARGE,
     errno.ENAMETOOLONG: (Problem.OTHER, "this name is too long for the file system"),
     errno.ELOOP: (Problem.OTHER, "there are too many symbolic links in this path"),
     errno.ECONNREFUSED: _UNREACHABLE,
     errno.EHOSTUNREACH: _UNREACHABLE,
     errno.ENETUNREACH: _UNREACHABLE,
     errno.EBUSY: _BUSY,
+    errno.ESTALE: _BUSY,
+    errno.ETIMEDOUT: _BUSY,
 }
 _BUILTINS: tuple[tuple[type[BaseException], Problem, str], ...] = (
     (FileNotFoundError, *_MISSING),

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from infra.cluster import Cluster, cluster
 from infra.storage import FileInfo, Location, StorageError
+from model_runtime import ModelError
 
 from . import graph, lineage
 from .errors import RunError
@@ -34,6 +35,7 @@ _PUBLISH_EVERY = 120.0
 _PROGRESS_EVERY = 0.25
 _INTERRUPTED = 130
 _INTERNAL = 1
+_UNUSABLE = RunError.exit_code
 
 
 @dataclass(slots=True, kw_only=True)
@@ -197,6 +199,8 @@ def _end_well(run: _Run) -> None:
 def _end_badly(run: _Run, publisher: Publisher, error: BaseException) -> None:
     """Publish what is finished and write down why the run ended; the error itself goes on its way."""
     code = error.exit_code if isinstance(error, RunError) else _INTERNAL
+    if isinstance(error, StorageError | ModelError):
+        code = _UNUSABLE
     if isinstance(error, KeyboardInterrupt):
         code = _INTERRUPTED
     # Each step by itself: the error that ended the run may stop any of them too.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import unquote
 
-from infra.storage import FileInfo, Location, Problem, StorageError, base_folder, redact
+from infra.storage import FileInfo, Location, Problem, StorageError, base_folder, impatient, redact
 from model_runtime.errors import ErrorCode, RequestError
 
 from .http_images import HttpRoot, fetch
@@ -69,7 +69,9 @@ class ImageReader:
             raise _failure(ErrorCode.IMAGE_FORBIDDEN, path, "it is not below the source's folder or an image root")
         if location.is_local:
             return self._read_local(location, root, path)
-        return self._read_remote(location, path)
+        # One image that the store cannot give costs its own rows: the others do not wait for it as long as for a shard.
+        with impatient(self.timeout_seconds):
+            return self._read_remote(location, path)
 
     def _read_local(self, location: Location, root: Location, path: str) -> tuple[bytes, str]:
         real = os.path.realpath(location.url)

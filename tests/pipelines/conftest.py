@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from infra import retry
 from tests.checkpoints import Shape, make_checkpoint
+from tests.fault_proxy import FaultProxy, fault_proxy
 from tests.s3_server import S3Server, s3_server
 
 # Long enough for the prompts, small enough to run in a blink.
@@ -41,3 +43,18 @@ def local_ray(s3: S3Server) -> Iterator[None]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint with a tokenizer, random weights."""
     return make_checkpoint(tmp_path_factory.mktemp("models") / "tiny", SHAPE)
+
+
+@pytest.fixture(scope="session")
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    """A proxy in front of the S3 server that breaks what it is told to."""
+    with fault_proxy(s3.endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+def stormy(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Clients of this process come through the proxy, and pause less than in earnest."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    monkeypatch.setattr(retry, "_FIRST_SECONDS", 0.02)
+    return monkeypatch
