@@ -17,14 +17,12 @@ import fsspec
 import pyarrow as pa
 from fsspec.core import split_protocol, url_to_fs
 
-from . import local_files
+from . import conditions, local_files
 from .storage_errors import StorageError, codes, no_bucket, redact_url, storage_errors
 
 _S3 = ("s3", "s3a")
 # Schemes whose files appear while they are being written, but which can rename.
 _RENAMING = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "arrow_hdfs")
-_CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-_CONDITION_UNKNOWN = {"NotImplemented", "501", "InvalidArgument"}
 _READ_AHEAD = 512 * 1024
 
 
@@ -145,30 +143,30 @@ class Location:
             else:
                 self.fs.put_file(os.fspath(local_file), self.path)
 
-    def create_exclusive(self, data: bytes) -> bool:
-        """Writes `data` only when no file is there; False when one was.
+    @property
+    def conditional(self) -> bool:
+        """Whether the four below hold here against any other process; tried on the store once per process and bucket.
 
-        Of several at once exactly one wins on local file systems, in memory, and on S3 stores that honour
-        `If-None-Match` (AWS, MinIO, moto). Other stores (rclone's server, old gateways) ignore the condition: there
-        it is a look followed by a write, and two at the same moment may both be told True.
+        True for local file systems with locks and S3 stores that honour `If-None-Match` and `If-Match`; False
+        elsewhere: there they look and then write, and of two at the same moment both may be told that they did it.
         """
-        with self.errors():
-            if self.is_local:
-                return local_files.create(self.url, data)
-            if self._info() is not None:
-                return False
-            try:
-                self.fs.pipe_file(self.path, data, mode="create")
-            except FileExistsError:
-                return False
-            except Exception as error:
-                found = codes(error)
-                if found & _CONDITION_FAILED:
-                    return False
-                if not (found & _CONDITION_UNKNOWN or isinstance(error, TypeError)):
-                    raise
-                self.fs.pipe_file(self.path, data)
-            return True
+        return conditions.honoured(self)
+
+    def create_exclusive(self, source: bytes | Path) -> bool:
+        """Makes bytes or a local file's content this file, whole, only when none is there; False when one was."""
+        return conditions.create(self, source)
+
+    def version(self) -> str | None:
+        """What the file is now, for `replace_seen`; None when there is none."""
+        return conditions.version(self)
+
+    def replace_seen(self, source: bytes | Path, seen: str | None) -> str | None:
+        """As `write_bytes`, only when the version there is `seen` (None: no file); its new version, None if refused."""
+        return conditions.replace_seen(self, source, seen)
+
+    def remove_seen(self, seen: str, instead: bytes) -> bool:
+        """Removes the file when its version is `seen`; `instead` stays where a store cannot delete on a condition."""
+        return conditions.remove_seen(self, seen, instead)
 
     def delete(self) -> None:
         """Removes the file; nothing happens when there is none."""
