@@ -165,6 +165,8 @@ def _write_if(location: Location, source: Source, condition: Mapping[str, str]) 
     fs, bucket, key = _object(location)
     mark = secrets.token_hex(16)
     parts = isinstance(source, Path) and source.stat().st_size > 2 * PART_BYTES
+    if parts and condition is _ABSENT and _head(fs, bucket, key) is not None:
+        return None
     for attempt in range(_TRIES):
         try:
             return _put(fs, bucket, key, source, mark, condition, parts)

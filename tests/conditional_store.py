@@ -68,6 +68,16 @@ class Store:
         with self.lock:
             return {key: each.data for key, each in self.objects.items() if key.startswith(prefix)}
 
+    @staticmethod
+    def made(data: bytes) -> Stored:
+        """An object as somebody else would have put it."""
+        return Stored(data, f'"{hashlib.md5(data).hexdigest()}"', {}, datetime.now(UTC))
+
+
+def refuse(status: int, code: str) -> None:
+    """For hooks: answers with an error of S3's."""
+    raise _Refused(status, code)
+
 
 @contextmanager
 def conditional_store(**options: Any) -> Iterator[Store]:
