@@ -104,6 +104,9 @@ class _Refused(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body of an answer are two writes, which must not wait for each other.
+    disable_nagle_algorithm = True
+    wbufsize = -1
     store: Store
 
     def log_message(self, *_: Any) -> None:
