@@ -20,6 +20,8 @@ from .storage_errors import Problem, StorageError, full_scratch, storage_errors
 _TEMPORARY = re.compile(r"^\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _SCRATCH = "corpusmill-scratch-"
 _YOUNG_SECONDS = 60
+# What is done under a lock takes milliseconds.
+LOCK_SECONDS = 30.0
 
 
 def temporary_name() -> str:
@@ -40,22 +42,105 @@ def replace(path: str, write: Callable[[BinaryIO], Any]) -> None:
     _sync_folder(folder)
 
 
-def create(path: str, data: bytes) -> bool:
-    """Writes a new file, at once and durably; False when there is one already."""
+def create(path: str, write: Callable[[BinaryIO], Any]) -> bool:
+    """Makes a new file of what `write` writes, at once and durably; False when there is one already."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = _written(folder, lambda out: out.write(data))
+    temporary = _written(folder, write)
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        # A network file system may answer so when it repeats a request that got through: then both names are one file.
+        return os.stat(temporary).st_nlink == 2
     except OSError:
-        # A file system without hard links: exclusive, but for a moment a reader may see it empty.
-        return _create_in_place(path, data)
+        # A file system without hard links.
+        with locked(path):
+            if os.path.lexists(path):
+                return False
+            os.replace(temporary, path)
     finally:
-        os.unlink(temporary)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
     _sync_folder(folder)
     return True
+
+
+def version(path: str) -> str | None:
+    """What a file is now, other than whatever was put in its place before or after; None when there is none."""
+    try:
+        stat = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{stat.st_mtime_ns}-{stat.st_size}-{stat.st_ino}"
+
+
+def replace_seen(path: str, write: Callable[[BinaryIO], Any], seen: str | None) -> str | None:
+    """As `replace`, only when the version there is `seen` (None: no file); the new version, None when it is another."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = _written(folder, write)
+    try:
+        with locked(path):
+            if version(path) != seen:
+                return None
+            made = version(temporary)
+            os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    _sync_folder(folder)
+    return made
+
+
+def remove_seen(path: str, seen: str) -> bool:
+    """Removes the file when its version is `seen`; False when it is another or none."""
+    with locked(path):
+        if version(path) != seen:
+            return False
+        os.unlink(path)
+    return True
+
+
+@contextmanager
+def locked(path: str, seconds: float | None = None) -> Iterator[bool]:
+    """Between looking at `path` and changing it no other process of ours may come; False where nothing can be locked.
+
+    The lock ends with its process. StorageError when another keeps it for `seconds`: it was stopped in between.
+    """
+    folder, name = os.path.split(path)
+    handle = os.open(os.path.join(folder, f".{name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield _lock(handle, path, LOCK_SECONDS if seconds is None else seconds)
+    finally:
+        os.close(handle)
+
+
+def can_lock(folder: str) -> bool:
+    """Whether files in `folder`, which is made, can be locked; some network file systems cannot."""
+    os.makedirs(folder, exist_ok=True)
+    probe = os.path.join(folder, temporary_name())
+    handle = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        return _lock(handle, probe, 0)
+    finally:
+        os.close(handle)
+        os.unlink(probe)
+
+
+def _lock(handle: int, path: str, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise StorageError(
+                    path, "another process has kept this file locked; it may be stopped: let it go on, or end it"
+                ) from None
+            time.sleep(0.01)
+        except OSError:
+            return False  # a network file system without locks
 
 
 def info(path: str) -> Mapping[str, Any]:
@@ -171,17 +256,6 @@ def _written(folder: str, write: Callable[[BinaryIO], Any]) -> str:
             os.unlink(temporary)
         raise
     return temporary
-
-
-def _create_in_place(path: str, data: bytes) -> bool:
-    try:
-        with open(path, "xb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-    except FileExistsError:
-        return False
-    return True
 
 
 def _sync_folder(folder: str) -> None:

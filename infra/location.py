@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
-from . import local_files
+from . import conditions, local_files
 from .inputs import local_input, remote_input, s3_input
 from .retry import retried
 from .storage_errors import StorageError, codes, no_bucket, redact_url, storage_errors
@@ -26,8 +26,6 @@ _T = TypeVar("_T")
 _S3 = ("s3", "s3a")
 # Schemes whose files appear while they are being written, but which can rename.
 _RENAMING = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "arrow_hdfs")
-_CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
-_CONDITION_UNKNOWN = {"NotImplemented", "501", "InvalidArgument"}
 # A store without etags may tell times in whole seconds: a file as young as this may change and keep its time.
 _YOUNG_SECONDS = 5.0
 
@@ -165,30 +163,30 @@ class Location:
         """Copies the file to a local path, in pieces that are each tried again; all are of one content."""
         self._tried(lambda: self.fs.get_file(self.path, os.fspath(local_file)))
 
-    def create_exclusive(self, data: bytes) -> bool:
-        """Writes `data` only when no file is there; False when one was.
+    @property
+    def conditional(self) -> bool:
+        """Whether the four below hold here against any other process; tried on the store once per process and bucket.
 
-        Of several at once exactly one wins on local file systems, in memory, and on S3 stores that honour
-        `If-None-Match` (AWS, MinIO, moto). Other stores (rclone's server, old gateways) ignore the condition: there
-        it is a look followed by a write, and two at the same moment may both be told True.
+        True for local file systems with locks and S3 stores that honour `If-None-Match` and `If-Match`; False
+        elsewhere: there they look and then write, and of two at the same moment both may be told that they did it.
         """
-        with self.errors():
-            if self.is_local:
-                return local_files.create(self.url, data)
-            if self._info() is not None:
-                return False
-            try:
-                self.fs.pipe_file(self.path, data, mode="create")
-            except FileExistsError:
-                return False
-            except Exception as error:
-                found = codes(error)
-                if found & _CONDITION_FAILED:
-                    return False
-                if not (found & _CONDITION_UNKNOWN or isinstance(error, TypeError)):
-                    raise
-                self.fs.pipe_file(self.path, data)
-            return True
+        return conditions.honoured(self)
+
+    def create_exclusive(self, source: bytes | Path) -> bool:
+        """Makes bytes or a local file's content this file, whole, only when none is there; False when one was."""
+        return conditions.create(self, source)
+
+    def version(self) -> str | None:
+        """What the file is now, for `replace_seen`; None when there is none."""
+        return conditions.version(self)
+
+    def replace_seen(self, source: bytes | Path, seen: str | None) -> str | None:
+        """As `write_bytes`, only when the version there is `seen` (None: no file); its new version, None if refused."""
+        return conditions.replace_seen(self, source, seen)
+
+    def remove_seen(self, seen: str, instead: bytes) -> bool:
+        """Removes the file when its version is `seen`; `instead` stays where a store cannot delete on a condition."""
+        return conditions.remove_seen(self, seen, instead)
 
     def delete(self) -> None:
         """Removes the file; nothing happens when there is none."""

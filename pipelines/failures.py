@@ -53,8 +53,15 @@ class Successes:
         return found & (when[at] >= times) if len(known) else found
 
 
+def oldest(news: Location) -> int:
+    """When the first of the rows in a file was made (µs since 1970); the largest int64 when it has none."""
+    with reading(news) as opened:
+        times = [_times(batch.column("created_at")) for batch in opened.iter_batches(_ROWS, columns=["created_at"])]
+        return int(min((each.min() for each in times if len(each)), default=np.iinfo(np.int64).max))
+
+
 def merge_errors(
-    current: Location,
+    current: Location | None,
     news: Location | None,
     done: KeySet,
     successes: Successes,
@@ -64,17 +71,18 @@ def merge_errors(
 ) -> int | None:
     """Writes to `out` the state that `current` becomes with the rows of `news`; its rows, or None when nothing changes.
 
+    None for `current` is a zone without a file, for `news` nothing new.
+
     A row leaves when its key is in `done` (it succeeded) or its document is in `successes`, then or later. Of several
     rows of a key a rejected one stays, else that of the latest attempt, else the one that was there first. Of several
     keys of a document, as a repaired text or another prompt makes them, the newest stays. Two passes over the files:
     memory holds keys, hashes and times, not rows.
     """
-    exists = current.exists()
-    sources = [*([current] if exists else []), *([news] if news else [])]
+    sources = [each for each in (current, news) if each is not None]
     states = [_State.read(source) for source in sources]
     masks = _winners(states, done, successes)
     changed = any(not mask.all() if source is current else mask.any() for source, mask in zip(sources, masks))
-    if not changed and exists:
+    if not changed and current is not None:
         return None
     with TableFile(out, schema, footer) as file:
         for source, mask in zip(sources, masks):
@@ -154,7 +162,7 @@ def _hashes(ids: pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(b"".join(digests), KEY)
 
 
-def _times(created_at: pa.ChunkedArray) -> np.ndarray:
+def _times(created_at: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Times as µs since 1970; a missing one is before all others."""
     return pc.fill_null(created_at.cast(pa.int64()), _NEVER).to_numpy()
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +24,9 @@ STALE_SECONDS = 60.0
 # Two that found no lease at the same moment, on a store without conditional writes: the last to write has it, and
 # both look again after this long.
 _SETTLE_SECONDS = 0.5
+_TRIES = 20
+# A lease that was given back, where it cannot be deleted on a condition: it names no holder.
+_FREE = b"{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +55,19 @@ class Holder:
 class Lease:
     """Holds a table while the `with` block runs; made by `acquire`.
 
-    On local file systems exactly one of several starters gets it. On object stores the first does where conditional
-    writes work; over a dead run's lease, and elsewhere, the last to write within half a second does. A holder on
-    another host that was stopped for a minute loses it to the next run;
-    `check()` tells it so before it changes anything, but a write already on its way cannot be called back.
+    What is promised depends on the store. Local file systems with locks and S3 stores with conditional writes: exactly
+    one of several starters gets it, also over a dead run's lease, and a late heartbeat of one that lost it changes
+    nothing. Elsewhere the last to write within half a second gets it, and a heartbeat that was held up between
+    looking and writing may put a lost lease back until the new holder's next one. Everywhere: a holder on this machine
+    keeps it while its process lives; one on another host loses it to the next starter after a minute without a
+    heartbeat, and `check()` tells it so. What it had already sent then is the publisher's matter (publish.py).
     """
 
-    def __init__(self, location: Location, holder: Holder) -> None:
+    def __init__(self, location: Location, holder: Holder, version: str | None) -> None:
         self._location = location
         self._holder = holder
+        # The version of the lease that this one wrote last; None where the store knows no conditions.
+        self._version = version
         self._lost: Holder | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="corpusmill-lease", daemon=True)
@@ -72,15 +77,8 @@ class Lease:
         """Takes the table's lease, or raises TableHeldError that names the run, host, pid and since when it has it."""
         location = table.child("_runs", "lease.json")
         mine = _holder(run_id, job_name)
-        with _alone(location):
-            if not location.create_exclusive(_dump(mine)):
-                there = _read(location)
-                if there is not None and _is_held(location, there):
-                    raise _held(table, there)
-                location.write_bytes(_dump(mine))
-        if not location.is_local:
-            _settle(table, location, mine)
-        lease = cls(location, mine)
+        version = _take(table, location, mine) if table.conditional else _take_by_settling(table, location, mine)
+        lease = cls(location, mine, version)
         lease._thread.start()
         return lease
 
@@ -94,10 +92,10 @@ class Lease:
         there = self._lost or _read(self._location)
         if there is None or there.token != self._holder.token:
             self._lost = there or self._holder
+            to = "" if there is None or there is self._holder else f" to run {there.run_id} on {there.host}"
             raise TableHeldError(
-                f"{self._location.parent.parent}: this run lost the table's lease"
-                + (f" to run {there.run_id} on {there.host}" if there else "")
-                + "; it was stopped for too long. What it finished is kept"
+                f"{self._location.parent.parent}: this run lost the table's lease{to}; it was stopped for too long. "
+                "What it finished is kept"
             )
 
     def release(self) -> None:
@@ -106,10 +104,10 @@ class Lease:
         if self._thread.is_alive():
             self._thread.join(STALE_SECONDS)
         # A store that cannot be reached now keeps a lease that goes stale by itself.
-        with suppress(StorageError), _alone(self._location):
-            there = _read(self._location)
-            if there is not None and there.token == self._holder.token:
-                self._location.delete()
+        with suppress(StorageError):
+            there, version = _look(self._location)
+            if version is not None and there is not None and there.token == self._holder.token:
+                self._location.remove_seen(version, instead=_FREE)
 
     def __enter__(self) -> Lease:
         return self
@@ -129,12 +127,20 @@ class Lease:
                 return
 
     def _renew(self) -> None:
-        with _alone(self._location):
-            there = _read(self._location)
-            if there is None or there.token != self._holder.token:
+        made = None
+        if self._version is not None:
+            made = self._location.replace_seen(_dump(self._holder), self._version)
+        if made is None:
+            # Taken over; or a beat of our own got through whose answer did not; or a store without conditions.
+            there, version = _look(self._location)
+            if version is None or there is None or there.token != self._holder.token:
                 self._lost = there or self._holder
                 return
-            self._location.write_bytes(_dump(self._holder))
+            if self._version is None:
+                self._location.write_bytes(_dump(self._holder))
+                return
+            made = self._location.replace_seen(_dump(self._holder), version) or version
+        self._version = made
 
 
 def current_holder(table: Location) -> Holder | None:
@@ -179,24 +185,25 @@ def _age(location: Location, there: Holder) -> float:
     return (time.time() if now is None else now) - written
 
 
-@contextmanager
-def _alone(location: Location) -> Iterator[None]:
-    """Between looking at the lease and writing it no other process may come; only local file systems can promise it."""
-    if not location.is_local:
-        yield
-        return
-    with location.errors():
-        os.makedirs(location.parent.url, exist_ok=True)
-        handle = os.open(location.parent.child(".lease.lock").url, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        with suppress(OSError):  # a network file system without locks: as good as an object store
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def _take(table: Location, location: Location, mine: Holder) -> str:
+    """Replaces what was seen there by `mine`, so that one of several wins; the version it then has."""
+    for _ in range(_TRIES):
+        there, seen = _look(location)
+        if there is not None and _is_held(location, there):
+            raise _held(table, there)
+        made = location.replace_seen(_dump(mine), seen)
+        if made is not None:
+            return made
+    raise _held(table, there or mine)
 
 
-def _settle(table: Location, location: Location, mine: Holder) -> None:
+def _take_by_settling(table: Location, location: Location, mine: Holder) -> None:
+    """The last to write has it, once nobody wrote for a while."""
+    if not location.create_exclusive(_dump(mine)):
+        there = _read(location)
+        if there is not None and _is_held(location, there):
+            raise _held(table, there)
+        location.write_bytes(_dump(mine))
     time.sleep(_SETTLE_SECONDS)
     there = _read(location)
     if there is None or there.token != mine.token:
@@ -208,6 +215,12 @@ def _held(table: Location, there: Holder) -> TableHeldError:
         f"{table}: held by run {there.run_id} of job {there.job} (host {there.host}, pid {there.pid}, "
         f"since {there.started}); wait for it to end, or end it"
     )
+
+
+def _look(location: Location) -> tuple[Holder | None, str | None]:
+    """Who holds it and the version that says so; the version first, so that a newer content never goes with it."""
+    version = location.version()
+    return (None if version is None else _read(location)), version
 
 
 def _read(location: Location) -> Holder | None:

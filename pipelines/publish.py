@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +16,9 @@ import pyarrow.compute as pc
 
 from infra.storage import FileInfo, Location, Problem, StorageError, scratch_folder
 
-from .errors import TableError
-from .failures import Successes, current_errors, merge_errors
+from .failures import Successes, current_errors, merge_errors, oldest
 from .keys import KeySet, keys_of
-from .resume import read_keys
+from .results import ResultsLog
 from .table import (
     SHARES,
     GrowingFile,
@@ -36,20 +34,22 @@ from .table import (
 
 __all__ = ["Publisher", "check_table_schema", "clean_partial", "write_work"]
 
-_TASK = re.compile(r"^[a-z0-9_]{1,64}$")
 _BUFFERED_BYTES = 256 << 20
 _WINDOW_FILES, _WINDOW_BYTES = 64, 32 << 20
 _PARALLEL = 16
 # What stands for them where a work file's footer names tasks.
 _ERRORS = ""
+# Each try that fails means that another publisher got its errors in.
+_TRIES = 1000
 
 
 class Publisher:
-    """Merges the table's work files, also those of runs that died; only the holder of the table's lease may.
+    """Merges the table's work files, also those of runs that died; only the holder of the table's lease should.
 
     Results are uploaded first, then errors, then the work files go. Killed in between, the work files that are left
     are merged again and their rows found in results/ already. `check` is called before anything visible changes;
-    it raises when the lease was lost.
+    it raises when the lease was lost. Where the store has conditional writes a publisher that lost it after the check
+    does no harm: `ResultsLog` keeps each key single, errors are replaced only by who saw what it replaces.
     """
 
     def __init__(
@@ -69,8 +69,7 @@ class Publisher:
         self._tasks = tuple(tasks)
         self._target = target_bytes
         self._check = check
-        self._published = KeySet()
-        self._known: set[str] = set()
+        self._log: ResultsLog | None = None
         self._shares: dict[str, dict[str, float]] = {}
 
     def publish(self, final: bool = False) -> dict[str, int]:
@@ -94,7 +93,8 @@ class Publisher:
         return dict(counts)
 
     def _merge(self, work: list[FileInfo], chosen: set[str] | None, counts: Counter[str]) -> None:
-        self._learn_published()
+        self._check()
+        self.results.learn()
         with scratch_folder() as scratch:
             batch = _Batch(self, scratch, counts)
             finished: list[FileInfo] = []
@@ -111,12 +111,12 @@ class Publisher:
             list(pool.map(lambda file: Location(file.url).delete(), finished))
         counts["work_files"] += len(finished)
 
-    def _learn_published(self) -> None:
-        """Takes in the keys of results files that this publisher has not seen: all at first, none of its own later."""
-        new = [file for file in self._table.child("results").list_files() if file.url not in self._known]
-        for keys in read_keys(new):
-            self._published.add(keys)
-        self._known.update(file.url for file in new)
+    @property
+    def results(self) -> ResultsLog:
+        """The table's results as this publisher knows them; asks the store what it can when first used."""
+        if self._log is None:
+            self._log = ResultsLog(self._table, self._run_id, self._check)
+        return self._log
 
     def _read(self, file: FileInfo) -> pa.Table | None:
         try:
@@ -150,17 +150,12 @@ class Publisher:
                 self._shares[file.url] = {}
         return {task: int(share * file.size) for task, share in self._shares[file.url].items()}
 
-    def upload_results(self, task: str, path: Path) -> str:
-        """Makes a finished local file visible in results/<task>/ under the run's next number; its URL."""
-        if not _TASK.match(task):
-            raise TableError(f"{self._table}: a work file holds a row of the task {task!r}, which is no task name")
-        folder = self._table.child("results", task)
-        names = {file.path.rsplit("/", 1)[-1] for file in folder.list_files()}
-        number = next(n for n in range(len(names) + 1) if f"{self._run_id}-{n:05d}.parquet" not in names)
-        target = folder.child(f"{self._run_id}-{number:05d}.parquet")
-        self._check()
-        target.upload(path)
-        return target.url
+    def upload_results(self, task: str, path: Path) -> str | None:
+        """Makes a finished local file visible in results/<task>/ but for rows that are there; its URL, None if all are.
+
+        `results.learn()` must have been called before. The local file may be rewritten.
+        """
+        return self.results.append(task, path, self._schema)[0]
 
     def _fill_empty_zones(self) -> None:
         """A zero-row file where a task has no file yet, so that a glob finds the columns."""
@@ -171,8 +166,7 @@ class Publisher:
                 self._check()
                 if not self._table.child("results", task).list_files():
                     self._table.child("results", task, "empty.parquet").upload(empty)
-                if not current_errors(self._table, task).exists():
-                    current_errors(self._table, task).upload(empty)
+                current_errors(self._table, task).create_exclusive(empty)
 
     def _remove_empty_folders(self) -> None:
         work = self._table.child("_work")
@@ -195,7 +189,6 @@ class _Batch:
         self._successes: defaultdict[str, Successes] = defaultdict(Successes)
         self._numbers = count()
         self._touched: set[str] = set()
-        self._uploaded: list[str] = []
 
     def route(self, tables: list[pa.Table], chosen: set[str] | None) -> None:
         """Takes in rows: ok ones of the chosen tasks whose key is new, and all that are not ok."""
@@ -209,7 +202,7 @@ class _Batch:
                 # Those that results/ has already count too: a publisher that died before errors/ put them there.
                 self._successes[task].add(part)
                 keys = keys_of(part.column("key"))
-                new = self._publisher._published.first_seen(keys) & self._taken.first_seen(keys)
+                new = self._publisher.results.keys.first_seen(keys) & self._taken.first_seen(keys)
                 self._counts["duplicates"] += int(len(new) - new.sum())
                 self._taken.add(keys[new])
                 self._growing(self._results, task).add(part.filter(pa.array(new)))
@@ -222,29 +215,42 @@ class _Batch:
         """Uploads what is left of the results, then each touched task's errors."""
         for task in sorted(self._results):
             self._upload(task)
-        # Only now: after an error in between, what was uploaded is read again, like another run's.
-        self._publisher._published.merge(self._taken)
-        self._publisher._known.update(self._uploaded)
         for task in sorted(self._touched):
-            self._merge_errors(task)
+            news = self._errors.get(task)
+            self._merge_errors(task, Location(str(news.close())) if news else None)
 
-    def _merge_errors(self, task: str) -> None:
-        publisher, news = self._publisher, self._errors.get(task)
-        current = current_errors(publisher._table, task)
+    def _merge_errors(self, task: str, news: Location | None) -> None:
+        publisher, current = self._publisher, current_errors(self._publisher._table, task)
         out = self._scratch / f"{task}.errors.parquet"
-        rows = merge_errors(
-            current,
-            Location(str(news.close())) if news else None,
-            publisher._published,
-            self._successes[task],
-            publisher._schema,
-            publisher._footer,
-            out,
-        )
-        if rows is not None and (rows or current.exists()):
+        for _ in range(_TRIES):
+            seen = current.version()
+            # After the look: whoever took a row out of the errors seen made its success visible before.
+            publisher.results.learn(task)
+            if news is not None:
+                for rows in publisher.results.documents_since(task, oldest(news)):
+                    self._successes[task].add(rows)
+            try:
+                count = merge_errors(
+                    current if seen else None,
+                    news,
+                    publisher.results.keys,
+                    self._successes[task],
+                    publisher._schema,
+                    publisher._footer,
+                    out,
+                )
+            except Exception:
+                # Another publisher may have replaced it while it was read.
+                if current.version() == seen:
+                    raise
+                continue
+            if count is None or not (count or seen):
+                return
             publisher._check()
-            current.upload(out)
-            self._counts["errors"] += rows
+            if current.replace_seen(out, seen):
+                self._counts["errors"] += count
+                return
+        raise StorageError(current.url, "other publishers always come first; end them and run again")
 
     def _growing(self, zone: dict[str, GrowingFile], task: str) -> GrowingFile:
         if task not in zone:
@@ -266,9 +272,10 @@ class _Batch:
         growing = self._results.pop(task)
         path = growing.close()
         if growing.rows:
-            self._uploaded.append(self._publisher.upload_results(task, path))
-            self._counts["rows"] += growing.rows
-            self._counts["files"] += 1
+            url, rows = self._publisher.results.append(task, path, self._publisher._schema)
+            self._counts["rows"] += rows
+            self._counts["files"] += url is not None
+            self._counts["duplicates"] += growing.rows - rows
         path.unlink()
 
 

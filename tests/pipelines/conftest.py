@@ -11,8 +11,9 @@ import pytest
 
 from infra import retry
 from tests.checkpoints import Shape, make_checkpoint
+from tests.conditional_store import Store, conditional_store
 from tests.fault_proxy import FaultProxy, fault_proxy
-from tests.s3_server import S3Server, s3_server
+from tests.s3_server import S3Server, aws_settings, s3_server
 
 # Long enough for the prompts, small enough to run in a blink.
 SHAPE = Shape(name="pipeline", kv_heads=1, window=16, eos_scale=1.1)
@@ -23,6 +24,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """A real S3 server whose settings stand in the environment."""
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture
+def conditional(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An S3 server that honours conditional writes, whose settings stand in the environment during one test."""
+    with conditional_store() as store:
+        for name, value in aws_settings(store.endpoint).items():
+            monkeypatch.setenv(name, value)
+        yield store
 
 
 @pytest.fixture(scope="session")

@@ -45,7 +45,7 @@ def die_at(point: int, table: str) -> None:
 
         return wrapped
 
-    for name in ("replace", "unlink"):
+    for name in ("link", "replace", "unlink"):
         setattr(os, name, around(getattr(os, name)))
 
 

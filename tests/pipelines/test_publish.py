@@ -28,9 +28,11 @@ from tests.pipelines.rows import SCHEMA, key, row, rows, visible
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
+@pytest.fixture(params=["local", "memory", "s3", "conditional"])
 def table(request, tmp_path, s3) -> Location:
     name = uuid.uuid4().hex
+    if request.param == "conditional":
+        return Location(request.getfixturevalue("conditional").url(name))
     return Location({"local": str(tmp_path), "memory": f"memory://{name}", "s3": s3.url(name)}[request.param])
 
 
@@ -155,7 +157,7 @@ def test_one_publisher_publishes_many_times(table):
         assert publishing.publish(final=True)["rows"] == (2 if n == 0 else 1)
     assert sorted(r["key"] for r in read(table, "results")) == sorted(key(n) for n in range(5))
     names = [file.url.rsplit("/", 1)[1] for file in table.child("results", "a").list_files()]
-    assert names == [f"r1-{n:05d}.parquet" for n in range(4)]
+    assert names == [f"part-{n:06d}.parquet" if table.conditional else f"r1-{n:05d}.parquet" for n in range(4)]
 
 
 def test_an_empty_table_has_a_file_per_zone_and_task(table):
@@ -339,22 +341,29 @@ def test_a_lost_lease_stops_it_before_anything_changes(tmp_path):
     assert visible(tmp_path) == [] and len(table.child("_work").list_files()) == 1
 
 
-def test_after_a_failed_upload_the_same_publisher_goes_on(tmp_path, monkeypatch):
-    table = Location(str(tmp_path))
+def test_after_a_failed_upload_the_same_publisher_goes_on(table, monkeypatch):
     write_work(table, "r1", rows(*(row(n, t) for n in range(3) for t in "ab")))
-    publishing, upload, calls = publisher(table), Location.upload, []
+    publishing, calls = publisher(table), []
 
-    def failing(self, path):
-        calls.append(self.url)
-        upload(self, path)
-        if len(calls) == 1:
-            raise StorageError(self.url, "the connection broke after the upload")
+    def failing(name):
+        original = getattr(Location, name)
 
-    monkeypatch.setattr(Location, "upload", failing)
+        def then_broken(self, source):
+            calls.append(self.url)
+            made = original(self, source)
+            if len(calls) == 1:
+                raise StorageError(self.url, "the connection broke after the upload")
+            return made
+
+        return then_broken
+
+    for name in ("upload", "create_exclusive"):
+        monkeypatch.setattr(Location, name, failing(name))
     with pytest.raises(StorageError):
         publishing.publish(final=True)
+    assert "/results/" in calls[0]
     assert publishing.publish(final=True)["rows"] == 3
-    assert sorted(visible(tmp_path)) == sorted(key(n, t) for n in range(3) for t in "ab")
+    assert sorted(r["key"] for r in read(table, "results")) == sorted(key(n, t) for n in range(3) for t in "ab")
 
 
 def test_a_reader_that_looks_all_the_while_sees_no_key_twice(tmp_path):
