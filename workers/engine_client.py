@@ -24,12 +24,9 @@ from model_runtime import (
 
 from .child_process import ChildProcess, Death, hang_seconds
 from .engine_process import Loaded, Order, Report, Unusable
-from .suspects import Suspect, Suspects, weight
+from .suspects import Suspect, Suspects, is_hopeless, weight
 
 _MODULE = "workers.engine_process"
-# A process that dies while it loads, or before it has made one token of nothing, has no input to blame: so often in a
-# row (weighted as suspects are: three crashes, six kills), it is the engine that does not work here.
-_HOPELESS = 6
 # Loading may read tens of gigabytes from a slow disk and compile kernels.
 _LOADING = 3.0
 # Seconds that a token in flight may take before a step counts as hanging. A native step is a slice of a pass; the
@@ -265,7 +262,7 @@ class EngineClient:
             self._halvings = min(_MOST_HALVINGS, self._halvings + 1)
         if was_loading:
             self._fruitless += weight(death)
-            if self._fruitless >= _HOPELESS:
+            if is_hopeless(self._fruitless):
                 raise ModelError(f"the engine does not run {self._config.model}: its process {death.what}, every time")
         in_flight = list({id(one): one for one in self._sent.values()}.values())
         self._sent.clear()

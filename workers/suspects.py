@@ -16,6 +16,9 @@ from .child_process import Death
 # chance. A process that somebody killed from outside counts for half of that, so that no operator's kill -9, nor two,
 # makes a failed row, and an input that is killed for each time it runs is found all the same.
 _GUILTY, _CRASH, _KILLED = 4, 2, 1
+# A process that dies while it loads, or before it has made one token of nothing, has no input to blame: after three
+# crashes in a row, or six kills, it is the engine that does not work here.
+_HOPELESS = 6
 # Decodes of one document that must be found guilty, each alone, for what they share (its encoding) to be.
 _SHARED = 2
 
@@ -28,6 +31,11 @@ def weight(death: Death) -> int:
 def is_guilty(weights: int) -> bool:
     """Whether the deaths of an input that was alone suffice."""
     return weights >= _GUILTY
+
+
+def is_hopeless(weights: int) -> bool:
+    """Whether the deaths in a row of processes that were given no input suffice."""
+    return weights >= _HOPELESS
 
 
 @dataclass(slots=True, eq=False)

@@ -32,6 +32,11 @@ def raise_error() -> None:
     raise RuntimeError("the kernel has died\nwith a second line")
 
 
+def leave() -> None:
+    """What a library that calls exit does."""
+    os._exit(7)
+
+
 def sleep_for_ever() -> None:
     """A step that never ends."""
     time.sleep(3600)
