@@ -45,12 +45,15 @@ def sleep_for_ever() -> None:
 class Broken:
     """The real backend, but a step does `harm` while a poisoned document is in flight, or more than `most` are."""
 
-    def __init__(self, config: EngineConfig, harm: Callable[[], None], log: Path, most: int | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, harm: Callable[[], None], log: Path, most: int | None = None, token: int = POISON
+    ) -> None:
         with log.open("a") as file:
             file.write(f"{os.getpid()} {config.halvings}\n")
         self._backend = load_backend(config)
         self._harm = harm
         self._most = most
+        self._token = token
         self._poisoned = False
         self._open: set[str] = set()
 
@@ -60,7 +63,7 @@ class Broken:
     def submit(self, request: Request) -> None:
         """As the real one; poison is noticed."""
         ids = [*request.input_ids, *(token + 1000 for decode in request.decodes for token in decode.prefix_ids)]
-        self._poisoned |= POISON in ids or POISON_PREFIX + 1000 in ids
+        self._poisoned |= self._token in ids or POISON_PREFIX + 1000 in ids
         self._open.update(decode.key for decode in request.decodes)
         self._backend.submit(request)
 
@@ -73,14 +76,16 @@ class Broken:
         return done
 
 
-def load_broken(harm: Callable[[], None], log: Path, most: int | None, config: EngineConfig) -> Backend:
+def load_broken(harm: Callable[[], None], log: Path, most: int | None, token: int, config: EngineConfig) -> Backend:
     """See Broken."""
-    return Broken(config, harm, log, most)
+    return Broken(config, harm, log, most, token)
 
 
-def broken(harm: Callable[[], None], log: Path, most: int | None = None) -> Callable[[EngineConfig], Backend]:
+def broken(
+    harm: Callable[[], None], log: Path, most: int | None = None, token: int = POISON
+) -> Callable[[EngineConfig], Backend]:
     """A `load` that can be sent to another process."""
-    return partial(load_broken, harm, log, most)
+    return partial(load_broken, harm, log, most, token)
 
 
 def load_never(harm: Callable[[], None], log: Path, config: EngineConfig) -> Backend:
