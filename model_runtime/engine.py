@@ -42,7 +42,7 @@ class NativeBackend:
         self._has_tokenizer = (folder / "tokenizer.json").exists()
         self._codec: TextCodec | None = None
         self._budget = cache_budget(model, config)
-        self._scheduler = Scheduler(self._budget)
+        self._scheduler = Scheduler(self._budget, config.halvings)
         self._flights = Flights(model, deferred=model.device.type == "cuda" if lookahead is None else lookahead)
         self._keys: dict[Document, EncodedKeys] = {}
         # Decodes that were in a row and wait for the next one.

@@ -68,7 +68,7 @@ class Budget:
 class Scheduler:
     """Queued → being encoded (one pack at a time) → resident, until a document's last decode has finished."""
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, halvings: int = 0) -> None:
         self._budget = budget
         self._queue: deque[Document] = deque()
         self._queued_tokens = 0
@@ -79,9 +79,9 @@ class Scheduler:
         self._waiting = self._running = self._positions = 0
         self._blocked = False
         # What running out of memory has lowered, and the passes since.
-        self._pack_tokens = budget.batch_tokens
-        self._row_limit = budget.decodes
-        self._ahead_bytes = budget.cache_bytes
+        self._pack_tokens = max(1, budget.batch_tokens >> halvings)
+        self._row_limit = max(1, budget.decodes >> halvings)
+        self._ahead_bytes = budget.cache_bytes >> halvings
         self._good_steps = self._good_packs = 0
 
     @property

@@ -93,7 +93,8 @@ class EngineConfig:
     where there is one (float32 on a CPU without bfloat16 arithmetic). `max_batch_tokens`: encoder tokens packed
     into one call. `max_decodes`: decodes advanced together. `cache_bytes`: budget for keys and values; None
     takes a share of the memory that is free after loading. `shares_cores`: others work on this CPU meanwhile, so that
-    threads which wait for each other had better sleep.
+    threads which wait for each other had better sleep. `halvings`: how often the limits are halved at first, as after
+    running out of memory; they grow back as passes succeed.
     """
 
     model: str
@@ -106,6 +107,7 @@ class EngineConfig:
     max_decodes: int = 64
     cache_bytes: int | None = None
     shares_cores: bool = False
+    halvings: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

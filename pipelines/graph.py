@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from infra.cluster import Cluster
 from infra.storage import StorageError
@@ -36,8 +37,12 @@ _BLOCK_BYTES = 32 << 20
 _NO_PROGRESS_SECONDS = 24 * 3600
 # From so many row groups on, those with few documents are read several to a task: each task costs milliseconds.
 _TASKS, _TASK_DOCUMENTS = 1024, 256
-_RESTARTS = 3
+# What an input crashes is a process of the workers' own (workers/child_process.py): an actor or a task whose process
+# dies was killed from outside, or lost its node. So much of that a run survives; Ray's own default is to try for ever.
+_RESTARTS, _RETRIES = 100, 10
 _LIGHT, _PREPARE = 0.25, 0.5
+_DEATHS = (ActorDiedError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+_SHOWN = 200
 
 
 def prepared(
@@ -47,8 +52,8 @@ def prepared(
     quiet_context()
     docs: Dataset = ray.data.from_arrow(unit_blocks(groups, resolved.corpus.unreadable))
     read = Read(resolved.job.source, resolved.carry, resolved.job.where)
-    docs = docs.map_batches(read, batch_format="pyarrow", num_cpus=_LIGHT)
-    with _restarts_allowed() as restarts:
+    with _bounded_retries() as (actors, tasks):
+        docs = docs.map_batches(read, batch_format="pyarrow", num_cpus=_LIGHT, **tasks)
         return docs.map_batches(
             PrepareStage,
             fn_constructor_kwargs={"settings": settings, "done": [done]},
@@ -56,7 +61,7 @@ def prepared(
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=1, max_size=_prepare_workers(cluster)),
             num_cpus=_PREPARE,
-            **restarts,
+            **actors,
         )
 
 
@@ -79,7 +84,7 @@ def outcomes(
 ) -> Dataset:
     """The whole job: what became of every document, its rows durable in `_work/`."""
     packets = prepared(resolved, settings, done, groups, cluster).repartition(target_num_rows_per_block=1)
-    with _restarts_allowed() as restarts:
+    with _bounded_retries() as (actors, tasks):
         generated = packets.map_batches(
             GenerateStage,
             fn_constructor_kwargs={"settings": settings},
@@ -88,9 +93,9 @@ def outcomes(
             compute=_model_workers(resolved.job, cluster),
             num_cpus=1,
             num_gpus=gpus_per_worker(resolved.job, cluster) or None,
-            **restarts,
+            **actors,
         )
-    return generated.map_batches(Finish(settings), batch_format="pyarrow", num_cpus=_LIGHT)
+        return generated.map_batches(Finish(settings), batch_format="pyarrow", num_cpus=_LIGHT, **tasks)
 
 
 def outcome_blocks(
@@ -118,9 +123,15 @@ def worker_errors() -> Iterator[None]:
         raise
     except Exception as error:
         cause = _cause(error)
-        if cause is None:
-            raise
-        raise cause from error
+        if cause is not None:
+            raise cause from error
+        if isinstance(error, _DEATHS):
+            reason = " ".join(str(error).split())[:_SHOWN]
+            raise RunError(
+                f"a worker's process died more than {_RETRIES} times over the same documents ({type(error).__name__}: "
+                f"{reason}). What is done is kept; look at the node's memory and Ray's logs, and run again to go on"
+            ) from error
+        raise
 
 
 def share(done: DoneIndex) -> ray.ObjectRef:
@@ -129,12 +140,12 @@ def share(done: DoneIndex) -> ray.ObjectRef:
 
 
 @contextmanager
-def _restarts_allowed() -> Iterator[dict[str, Any]]:
-    # Ray's default is to restart an actor for ever: an input that kills the process would never end. Until Ray 2.64
-    # the keywords are only deprecated, and there is no other way to say it yet.
+def _bounded_retries() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Keywords for stages of actors and of tasks."""
+    # Until Ray 2.64 the keywords are only deprecated, and there is no other way to say it yet.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-        yield {"max_restarts": _RESTARTS, "max_task_retries": _RESTARTS}
+        yield {"max_restarts": _RESTARTS, "max_task_retries": _RETRIES}, {"max_retries": _RETRIES}
 
 
 def _cause(error: BaseException) -> Exception | None:

@@ -23,6 +23,8 @@ from model_runtime.folder import model_revision, resolve_checkpoint
 from workers.collect import RunContext, cached_processor, collect
 from workers.generate import Generate
 from workers.image_reader import ImageReader
+from workers.inputs import Inputs
+from workers.inputs_client import InputsClient
 from workers.prepare import PENDING, Prepare
 from workers.tasks import LimitsSpec
 
@@ -108,15 +110,16 @@ class PrepareStage:
         if settings.engine.device == "cpu":
             # What it runs ahead is enough: the cores belong to the model, whose threads wait for the slowest.
             os.nice(_NICENESS)
+        tasks = settings.context.tasks
+        inputs = Inputs(str(settings.folder()), tasks, settings.limits, settings.pixels)
         self._prepare = Prepare(
-            model_folder=str(settings.folder()),
-            tasks=settings.context.tasks,
+            work=InputsClient(inputs),
+            tasks=tasks,
             limits=settings.limits,
             model_revision=settings.context.model_revision,
             # In a list, so that Ray does not copy it into the constructor's arguments.
             done=ray.get(done[0]),
             image_reader=ImageReader(settings.source_path, settings.image_roots),
-            pixels=settings.pixels,
             retry_failed=settings.retry_failed,
         )
 

@@ -12,7 +12,7 @@ from model_runtime import Backend, Decode, EngineConfig, ErrorCode, Generation, 
 from model_runtime.folder import resolve_checkpoint
 from model_runtime.processing import Processor
 
-from .engine_thread import EngineThread
+from .engine_client import EngineClient
 from .prepare import PENDING
 from .tasks import Task
 
@@ -54,7 +54,8 @@ class Generate:
     """Callable over prepared rows, from several threads at once; one engine serves them all.
 
     The weights load with the first row that asks for a decode; ModelError when they cannot be used. `load` makes the
-    backend: a measurement of the graph itself may put one there that computes nothing.
+    backend, in the engine's process, which imports it by name: a measurement of the graph itself may put one there that
+    computes nothing.
     """
 
     def __init__(
@@ -63,16 +64,11 @@ class Generate:
         self._config = config
         self._load = load
         self._tasks = tasks
-        self._engine: EngineThread | None = None
+        self._engine: EngineClient | None = None
         self._loading = threading.Lock()
         processor = Processor.load(resolve_checkpoint(config.model, config.revision))
         self._side = processor.image_size
         self._prefixes = [processor.prefix_ids(task.prompt) if task.prompt_in == "decoder" else () for task in tasks]
-
-    @property
-    def backend(self) -> Backend:
-        """The backend in use; only for reading its stats and dtype."""
-        return self._started().backend
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One output row per row of `table`, in its order, once all its decodes have finished."""
@@ -84,7 +80,7 @@ class Generate:
         columns = {name: table.column(name) for name in table.schema.names if name not in _DROPPED}
         columns["requests"] = _without_ids(table.column("requests"), schema.field("requests").type)
         columns["results"] = pa.array(done, schema.field("results").type)
-        dtype = self.backend.dtype if requests else None
+        dtype = self._started().dtype if requests else None
         busy = self._started().busy_seconds if requests else None
         serving = self._started().serving_seconds if requests else None
         columns["dtype"] = pa.array([dtype] * table.num_rows, pa.string())
@@ -97,10 +93,10 @@ class Generate:
         if self._engine is not None:
             self._engine.close()
 
-    def _started(self) -> EngineThread:
+    def _started(self) -> EngineClient:
         with self._loading:
             if self._engine is None:
-                self._engine = EngineThread(lambda: self._load(self._config))
+                self._engine = EngineClient(self._config, self._load)
             return self._engine
 
     def _requests(self, row: dict) -> list[Request]:

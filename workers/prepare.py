@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from model_runtime.errors import ErrorCode, RequestError
-from model_runtime.processing import Processor
-
-from .documents import Document, ImageReader, open_images, read_document, request_error
+from .documents import Document, ImageReader, read_document
+from .inputs import Work, Worker
 from .tasks import LimitsSpec, Task, applies, location_key, row_key
 
 __all__ = ["FAILED", "OK", "PENDING", "REJECTED", "DoneLookup", "ImageReader", "Prepare", "prepared_schema"]
@@ -96,39 +93,32 @@ class _Pair:
 class Prepare:
     """A batch of source rows (pipelines.schema.source_schema) → a batch of `prepared_schema`.
 
-    Never raises for a document: what goes wrong with one becomes its pairs' error. `pixels=False` leaves images
-    undecoded, for counting tokens. Pickles as its arguments; the model folder is read at the first call.
+    Never raises for a document: what goes wrong with one becomes its pairs' error. `work` opens images and tokenizes,
+    here or in a process of its own (workers.inputs, workers.inputs_client).
     """
 
     def __init__(
         self,
-        model_folder: str,
+        work: Worker,
         tasks: tuple[Task, ...],
         limits: LimitsSpec,
         model_revision: str,
         done: DoneLookup,
         image_reader: ImageReader,
-        pixels: bool = True,
         retry_failed: bool = False,
         max_attempts: int = MAX_ATTEMPTS,
     ) -> None:
-        self._model_folder = model_folder
+        self._work = work
         self._tasks = tasks
         self._limits = limits
         self._revision = model_revision
         self._done = done
         self._read_image = image_reader
-        self._pixels = pixels
         self._retry_failed = retry_failed
         self._max_attempts = max_attempts
-        self._loaded: Processor | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_loaded": None}
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One output row per row of `table`, in its order; ModelError when the model folder cannot be used."""
-        self._processor()
         schema = prepared_schema(table.schema.field("carry").type)
         rows = [row for group in self._groups(table) for row in self._finish(group)]
         columns = {
@@ -138,11 +128,6 @@ class Prepare:
             for name in schema.names
         }
         return pa.table(columns, schema=schema)
-
-    def _processor(self) -> Processor:
-        if self._loaded is None:
-            self._loaded = Processor.load(Path(self._model_folder))
-        return self._loaded
 
     def _groups(self, table: pa.Table) -> Iterator[list[Document]]:
         """All documents in order, in groups that hold a bounded amount of image bytes (or are one document)."""
@@ -160,9 +145,21 @@ class Prepare:
             yield group
 
     def _finish(self, group: list[Document]) -> Iterator[dict[str, Any]]:
-        for document, pairs in zip(group, self._looked_up([self._pairs(document) for document in group])):
-            yield self._row(document, pairs)
+        looked_up = self._looked_up([self._pairs(document) for document in group])
+        todo = [[pair.task for pair in pairs if self._is_todo(pair)] for pairs in looked_up]
+        works = self._worked(group, todo)
+        for document in group:
             document.images = []  # not needed any more, and not small
+        for parts in zip(group, looked_up, todo, works, strict=True):
+            yield self._row(*parts)
+
+    def _worked(self, group: list[Document], todo: list[list[int]]) -> list[Work]:
+        """Each document's work; those with nothing to do, or known for an error, are not asked for."""
+        works = [Work(errors=dict.fromkeys(tasks, d.error) if d.error else {}) for d, tasks in zip(group, todo)]
+        asked = [i for i, document in enumerate(group) if todo[i] and document.error is None]
+        for i, work in zip(asked, self._work([(group[i], todo[i]) for i in asked]), strict=True):
+            works[i] = work
+        return works
 
     def _pairs(self, document: Document) -> list[_Pair]:
         has = {"has_text": document.has_text, "has_image": document.image_count > 0}
@@ -190,10 +187,9 @@ class Prepare:
             for pairs in documents
         ]
 
-    def _row(self, document: Document, pairs: list[_Pair]) -> dict[str, Any]:
-        todo = [pair.task for pair in pairs if self._is_todo(pair)]
-        requests, pixels, errors = self._work(document, todo)
-        place = {t: r for r, request in enumerate(requests) for t in request["tasks"]}
+    def _row(self, document: Document, pairs: list[_Pair], todo: list[int], work: Work) -> dict[str, Any]:
+        errors = work.errors
+        place = {t: r for r, request in enumerate(work.requests) for t in request["tasks"]}
         return {
             "document_id": document.id,
             "document_sha256": document.sha256,
@@ -211,77 +207,10 @@ class Prepare:
                 for pair in pairs
             ],
             "not_applicable": sorted(set(range(len(self._tasks))) - {pair.task for pair in pairs}),
-            "requests": requests,
-            "pixels": pixels,
+            "requests": work.requests,
+            "pixels": work.pixels,
         }
 
     def _is_todo(self, pair: _Pair) -> bool:
         may_retry = self._retry_failed or pair.attempts < self._max_attempts
         return pair.state == PENDING or (pair.state == FAILED and may_retry)
-
-    def _work(
-        self, document: Document, todo: list[int]
-    ) -> tuple[list[dict[str, Any]], bytes | None, dict[int, RequestError]]:
-        """The encoder requests of the tasks `todo`, the pixels, and the error of each task that cannot be done."""
-        errors: dict[int, RequestError] = {}
-        try:
-            if document.error is not None:
-                raise document.error
-            errors = _blank_errors(document, {t: self._tasks[t] for t in todo})
-            requests = self._requests(document, [t for t in todo if t not in errors], errors)
-            open_them = self._pixels and requests and document.images
-            return requests, self._pixels_of(document) if open_them else None, errors
-        except BaseException as error:
-            whole = request_error(error)
-            return [], None, {t: errors.get(t, whole) for t in todo}
-
-    def _requests(
-        self, document: Document, todo: Iterable[int], errors: dict[int, RequestError]
-    ) -> list[dict[str, Any]]:
-        """One request per encoder input among the tasks `todo`; those whose input does not fit go into `errors`."""
-        sharing: dict[str | None, list[int]] = {}
-        for t in todo:
-            task = self._tasks[t]
-            sharing.setdefault(task.prompt if task.prompt_in == "encoder" else None, []).append(t)
-        processor = self._processor()
-        requests = []
-        for instruction, tasks in sharing.items():
-            try:
-                encoded = processor.encoder_input(
-                    text=document.text,
-                    images=document.image_count,
-                    instruction=instruction,
-                    max_tokens=min(self._limits.max_input_tokens, processor.max_positions),
-                    overflow=self._limits.overflow,
-                )
-            except RequestError as error:
-                errors |= dict.fromkeys(tasks, error)
-                continue
-            requests.append(
-                {
-                    "input_ids": encoded.ids.astype("<i4").tobytes(),
-                    "truncated": encoded.truncated,
-                    "input_tokens": len(encoded.ids),
-                    "tasks": tasks,
-                }
-            )
-        return requests
-
-    def _pixels_of(self, document: Document) -> bytes:
-        size = self._processor().image_size
-        return open_images(document.images, size, self._limits.max_image_pixels).tobytes()
-
-
-def _blank_errors(document: Document, tasks: dict[int, Task]) -> dict[int, RequestError]:
-    """An error for each task that would have nothing to read, by its index."""
-    if document.text is not None and document.text.strip():
-        return {}
-    error = RequestError(
-        ErrorCode.EMPTY_INPUT, "the text is only white space" if document.text else "the text is empty"
-    )
-    # Where an image alone does not make a task apply, the text is what it works on.
-    return {
-        t: error
-        for t, task in tasks.items()
-        if not document.image_count or not applies(task.kind, has_text=False, has_image=True)
-    }

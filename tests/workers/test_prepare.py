@@ -19,6 +19,7 @@ from model_runtime.images import image_array, open_image
 from model_runtime.processing import Processor
 from pipelines.schema import source_schema
 from tests.tokenizers_tiny import BOS, IMAGE_SIZE, IMAGE_TOKENS, TOKENS_PER_IMAGE, model_folder
+from workers.inputs import Inputs
 from workers.prepare import FAILED, OK, PENDING, REJECTED, Prepare, prepared_schema
 from workers.tasks import LimitsSpec, Task, TaskSpec, TaskTable, location_key, resolve_tasks
 
@@ -77,7 +78,9 @@ def tasks_of(*specs: TaskSpec, limits: LimitsSpec | None = None) -> tuple[Task, 
 def prepare(folder: Path, *specs: TaskSpec, **options: Any) -> Prepare:
     limits = options.pop("limits", LimitsSpec())
     done, reader = options.pop("done", Table()), options.pop("image_reader", Bucket())
-    return Prepare(str(folder), tasks_of(*specs, limits=limits), limits, REVISION, done, reader, **options)
+    tasks = tasks_of(*specs, limits=limits)
+    inputs = Inputs(str(folder), tasks, limits, options.pop("pixels", True))
+    return Prepare(inputs, tasks, limits, REVISION, done, reader, **options)
 
 
 def row(document_id: str | None, text: str | None = None, *images: Any, **more: Any) -> dict[str, Any]:
