@@ -11,35 +11,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cluster import ThreeNodes
-from .processes import descendants, kill, named
+from .processes import ROOT, descendants, kill, named
 
+# The model's process, where the model worker keeps it in one of its own.
+ENGINE = "engine_process"
+HAS_ENGINE_PROCESS = (ROOT / "workers" / f"{ENGINE}.py").exists()
 # What dies, and how often it is drawn. `frozen`: the driver, while a model worker is stopped, which wakes up later as
 # one of a run that is long dead; `publish`: the driver while it changes what readers see, which is not drawn but
 # waited for.
-WEIGHTS = {"driver": 3, "frozen": 2, "model": 4, "prepare": 2, "task": 2, "engine": 4, "node": 3}
+WEIGHTS = {"driver": 3, "frozen": 2, "model": 4, "prepare": 2, "task": 2, "engine": 4 * HAS_ENGINE_PROCESS, "node": 3}
 KINDS = (*WEIGHTS, "publish")
 TITLES = {"model": "GenerateStage", "prepare": "PrepareStage", "task": "MapBatches"}
-# The model's process, where the model worker keeps it in one of its own.
-ENGINE = "engine_process"
-_PATIENCE = 8.0  # seconds in which what was drawn may appear before something else is drawn
 _FROZEN_SECONDS = 4.0
+_MOST_KILLS = 8
+# Seconds: between two looks at what there is, in which what was drawn must appear, from then on to the kill, and from
+# a kill to the next draw.
+_LOOK, _PATIENCE, _DELAY, _PAUSE = 0.15, 20.0, 2.5, 3.0
+# How often a kill waits for work of this run to be durable: before that there is little to lose.
+_AFTER_WORK = 0.6
 
 
 @dataclass(slots=True)
 class Plan:
-    """A round's kills as drawn at its start."""
+    """A round's kills as drawn at its start; `publishes`: after that many changed files, so many seconds later."""
 
     kills: int
-    publishes: list[tuple[int, float]]  # after that many changed files, and so many seconds later
+    publishes: list[tuple[int, float]]
     rng: random.Random
 
     @classmethod
     def draw(cls, rng: random.Random) -> Plan:
-        """3 to 7 kills, of which up to two hit a publisher."""
-        publishes = [
-            (rng.choice((1, 1, 2, 3, 4)), rng.choice((0.0, 0.0, 0.003, 0.01, 0.03))) for _ in range(rng.randint(0, 2))
-        ]
-        return cls(rng.randint(3, 7) - len(publishes), publishes, rng)
+        """3 to 8 kills, of which up to two hit a publisher."""
+        files, pauses = (1, 1, 2, 3, 4), (0.0, 0.0, 0.003, 0.01, 0.03)
+        publishes = [(rng.choice(files), rng.choice(pauses)) for _ in range(rng.randint(0, 2))]
+        return cls(rng.randint(3, _MOST_KILLS) - len(publishes), publishes, rng)
+
+
+@dataclass(slots=True)
+class _Kill:
+    """A kill that was drawn: it waits until its victim is there (and work, where it asks for some), then a moment."""
+
+    kind: str
+    after_work: bool
+    until: float
+    due: float | None = None
 
 
 @dataclass(slots=True)
@@ -52,16 +67,12 @@ class Killer:
     kill_driver: Callable[[], None]
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     log: list[str] = field(default_factory=list)
-    _next: float = 0.0
-    _drawn: str | None = None
-    _drawn_at: float = 0.0
+    _next: _Kill | None = None
+    _look_at: float = 0.0
+    _began: float = 0.0
     _before: set[tuple[str, int, int]] = field(default_factory=set)
+    _work_before: set[tuple[str, int, int]] = field(default_factory=set)
     _thaw: list[tuple[float, int]] = field(default_factory=list)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing more is going to be killed."""
-        return not self.plan.kills and not self.plan.publishes
 
     @property
     def total(self) -> int:
@@ -69,10 +80,12 @@ class Killer:
         return sum(self.counts.values())
 
     def driver_started(self) -> None:
-        """A new driver runs: it gets some time, and what readers see now is what they saw before it."""
-        self._next = time.monotonic() + self.plan.rng.uniform(0.5, 9)
-        self._drawn = None
-        self._before = _visible_files(self.table)
+        """A new driver runs: what readers see now is what they saw before it."""
+        self._next = None
+        self._began = time.monotonic()
+        self._look_at = self._began + self.plan.rng.uniform(0.2, _PAUSE)
+        self._before = _files(self.table, "results", "errors")
+        self._work_before = _files(self.table, "_work")
 
     def tick(self) -> None:
         """Kills what is due; to be called many times a second."""
@@ -85,26 +98,32 @@ class Killer:
             time.sleep(self.plan.publishes.pop(0)[1])
             self._note("publish")
             self.kill_driver()
-        elif self.plan.kills and now >= self._next:
-            self._kill_one(now)
+        elif self.plan.kills and now >= self._look_at:
+            self._look_at = now + _LOOK
+            self._consider(now)
 
     def end(self) -> None:
         """Nothing stays stopped."""
         kill([pid for _, pid in self._thaw], signal.SIGCONT)
         self._thaw.clear()
 
-    def _kill_one(self, now: float) -> None:
-        if self._drawn is None or now > self._drawn_at + _PATIENCE:
-            names = list(WEIGHTS)
-            self._drawn = self.plan.rng.choices(names, [WEIGHTS[name] for name in names])[0]
-            self._drawn_at = now
-        kind = self._drawn
-        victims = self._victims(kind)
-        if victims is None:
-            self._next = now + 0.1
-            return
-        self._drawn = None
-        self._next = now + self.plan.rng.uniform(1, 5)
+    def _consider(self, now: float) -> None:
+        rng = self.plan.rng
+        if self._next is None or now > self._next.until:
+            kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            self._next = _Kill(kind, rng.random() < _AFTER_WORK, now + _PATIENCE)
+        drawn = self._next
+        victims = self._victims(drawn.kind)
+        if victims is None or (drawn.after_work and not self._has_new_work()):
+            drawn.due = None
+        elif drawn.due is None:
+            drawn.due = now + rng.uniform(0, _DELAY)
+        elif now >= drawn.due:
+            self._next = None
+            self._look_at = now + rng.uniform(0.2, _PAUSE)
+            self._kill(drawn.kind, victims, now)
+
+    def _kill(self, kind: str, victims: list[int], now: float) -> None:
         self.plan.kills -= 1
         self._note(kind)
         if kind == "node":
@@ -117,7 +136,7 @@ class Killer:
             kill(victims)
 
     def _victims(self, kind: str) -> list[int] | None:
-        """The processes of that kind that are to die (or, with the driver, to be stopped); None when there are none."""
+        """The process of that kind that is to die (or, with the driver, to be stopped); None when there is none."""
         if kind in ("driver", "node"):
             return []
         if kind == "engine":
@@ -127,22 +146,25 @@ class Killer:
         else:
             found = self.cluster.workers(TITLES[kind])
         if kind == "task":
-            stages = [pid for stage in ("model", "prepare") for pid in self.cluster.workers(TITLES[stage])]
-            found = list(set(found) - set(stages))
-        return [self.plan.rng.choice(sorted(found))] if found else None
+            stages = {pid for stage in ("model", "prepare") for pid in self.cluster.workers(TITLES[stage])}
+            found = sorted(set(found) - stages)
+        return [self.plan.rng.choice(found)] if found else None
 
     def _is_publishing(self, files: int) -> bool:
-        return len(_visible_files(self.table) - self._before) >= files
+        return len(_files(self.table, "results", "errors") - self._before) >= files
+
+    def _has_new_work(self) -> bool:
+        return bool(_files(self.table, "_work") - self._work_before)
 
     def _note(self, kind: str) -> None:
         self.counts[kind] += 1
-        self.log.append(f"{time.time():.2f} {kind}")
+        self.log.append(f"{time.time():.2f} {kind}, {time.monotonic() - self._began:.1f} s after its driver began")
 
 
-def _visible_files(table: Path) -> set[tuple[str, int, int]]:
-    """(path, inode, modified) of the files in results/ and errors/."""
+def _files(table: Path, *zones: str) -> set[tuple[str, int, int]]:
+    """(path, inode, modified) of the Parquet files in these zones."""
     found = set()
-    for zone in ("results", "errors"):
+    for zone in zones:
         for folder, _, names in os.walk(table / zone):
             for name in names:
                 if name.endswith(".parquet"):
