@@ -20,11 +20,11 @@ from tests.s3_server import aws_settings, s3_server
 
 from .cluster import three_nodes
 from .corpus import make_corpus
-from .killer import HAS_ENGINE_PROCESS
+from .killer import HAS_ENGINE_PROCESS, KINDS
 from .round import Outcome, Place, RoundError, play, run_in_peace
 
 _SUMS = ("drivers", "looks", "looks_with_rows", "pairs", "lost", "duplicated", "differing", "failed")
-_MORE = ("failed_on_the_way", "rows_made", "made_again", "done_before", "seconds")
+_MORE = ("failed_on_the_way", "rows_made", "made_again", "done_before", "work_left", "seconds")
 
 
 def main(arguments: list[str]) -> int:
@@ -93,6 +93,7 @@ def _play(asked: argparse.Namespace, folder: Path, todo: list[int], outcomes: di
                         play(
                             outcome, cluster=cluster, corpus=corpus, reference=reference, settings=settings,
                             place=_place(base, store, name), folder=logs, limit=asked.limit, again=number == todo[-1],
+                            kinds=asked.kinds,
                         )  # fmt: skip
                     except RoundError as error:
                         ended = False
@@ -140,10 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit", type=float, default=300, help="seconds in which a round must end")
     parser.add_argument("--s3", action="store_true", help="corpus and tables on an S3 server instead of the disk")
+    parser.add_argument("--kinds", type=_kinds, default=KINDS, help=f"what dies, of {','.join(KINDS)}; default: all")
     parser.add_argument("--folder", help="where everything is written; kept. Default: a new one, gone when all is well")
     parser.add_argument("--record", help="a file of JSON lines: rounds in it are not played again, new ones are added")
     parser.add_argument("--json", action="store_true", help="one JSON line for each round and one for all")
     return parser
+
+
+def _kinds(named: str) -> tuple[str, ...]:
+    kinds = tuple(named.split(","))
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(KINDS)}")
+    return kinds
 
 
 def _line(outcome: Outcome) -> str:

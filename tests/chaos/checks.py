@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ["key", "document_id", "task", "status", "text", "error_code", "source_path", "source_row", "attempt"]
 _COLUMNS += ["run_id"]
+_ACCOUNTED = {"ok", "rejected", "failed", "already_ok", "already_rejected", "already_failed"}
 _SHOWN = 5
 
 
@@ -78,6 +80,22 @@ def check_work(outcome: Outcome, table: Path, made: list[list], kills: int) -> N
     again = [(run, key) for run, _, key, _ in made if durable.get(key, float("inf")) < started_at(run)]
     outcome.done_before = len(again)
     _say(outcome, "rows were made although they were durable before their run began", again)
+
+
+def check_manifest(outcome: Outcome, table: Path) -> None:
+    """The newest run that ended well accounts for every pair, and its lease is gone."""
+    manifests = [json.loads(path.read_text()) for path in (table / "_runs").glob("*/run.json")]
+    ended = [manifest for manifest in manifests if manifest["exit"] == 0]
+    if not ended:
+        outcome.wrong.append("no manifest says that a run ended well")
+        return
+    counts = max(ended, key=lambda manifest: manifest["run_id"])["counts"].values()
+    accounted = sum(number for task in counts for name, number in task.items() if name in _ACCOUNTED)
+    if accounted != outcome.pairs:
+        outcome.wrong.append(f"the manifest accounts for {accounted} of {outcome.pairs} pairs")
+    if (table / "_runs" / "lease.json").exists():
+        outcome.wrong.append("the lease of the run that ended is still there")
+    outcome.work_left = len(list((table / "_work").glob("**/*.parquet")))
 
 
 def started_at(run_id: str) -> float:

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,18 +33,23 @@ _AFTER_WORK = 0.6
 
 @dataclass(slots=True)
 class Plan:
-    """A round's kills as drawn at its start; `publishes`: after that many changed files, so many seconds later."""
+    """A round's kills as drawn at its start; `publishes`: after that many changed files, so many seconds later.
+
+    `weights`: how often each of the other kinds is drawn.
+    """
 
     kills: int
     publishes: list[tuple[int, float]]
+    weights: dict[str, int]
     rng: random.Random
 
     @classmethod
-    def draw(cls, rng: random.Random) -> Plan:
-        """3 to 8 kills, of which up to two hit a publisher."""
+    def draw(cls, rng: random.Random, kinds: Collection[str] = KINDS) -> Plan:
+        """3 to 8 kills of `kinds`, of which up to two hit a publisher."""
         files, pauses = (1, 1, 2, 3, 4), (0.0, 0.0, 0.003, 0.01, 0.03)
-        publishes = [(rng.choice(files), rng.choice(pauses)) for _ in range(rng.randint(0, 2))]
-        return cls(rng.randint(3, _MOST_KILLS) - len(publishes), publishes, rng)
+        publishes = [(rng.choice(files), rng.choice(pauses)) for _ in range(rng.randint(0, 2)) if "publish" in kinds]
+        weights = {kind: weight for kind, weight in WEIGHTS.items() if weight and kind in kinds}
+        return cls((rng.randint(3, _MOST_KILLS) - len(publishes)) * bool(weights), publishes, weights, rng)
 
 
 @dataclass(slots=True)
@@ -110,7 +115,7 @@ class Killer:
     def _consider(self, now: float) -> None:
         rng = self.plan.rng
         if self._next is None or now > self._next.until:
-            kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            kind = rng.choices(list(self.plan.weights), list(self.plan.weights.values()))[0]
             self._next = _Kill(kind, rng.random() < _AFTER_WORK, now + _PATIENCE)
         drawn = self._next
         victims = self._victims(drawn.kind)

@@ -6,16 +6,16 @@ import json
 import random
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checks import check_table, check_work, read_rows
+from .checks import check_manifest, check_table, check_work, read_rows
 from .cluster import ThreeNodes
 from .corpus import Corpus, job_text
-from .killer import Killer, Plan
+from .killer import KINDS, Killer, Plan
 from .processes import environment, start
 
 _TICK = 0.004
@@ -61,6 +61,7 @@ class Outcome:
     rows_made: int = 0  # rows seen in work files, or published without having been seen there
     made_again: int = 0  # of them: of a key that an earlier row has
     done_before: int = 0  # of them: of a key that was durable before the run that made it began; must be 0
+    work_left: int = 0  # work files that a worker of a dead run wrote after everything was published; harmless
     wrong: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -113,6 +114,7 @@ def play(
     settings: dict[str, str],
     limit: float,
     again: bool,
+    kinds: Collection[str] = KINDS,
 ) -> None:
     """Plays the round that `outcome` names, and fills it in; RoundError when it does not end within `limit` seconds.
 
@@ -130,7 +132,7 @@ def play(
         drivers.start()
         killer.driver_started()
 
-    killer = Killer(cluster, Plan.draw(rng), place.folder, restart)
+    killer = Killer(cluster, Plan.draw(rng, kinds), place.folder, restart)
     with reading(place, folder, settings) as notes:
         try:
             _until_done(drivers, killer, outcome, began + limit)
@@ -145,6 +147,7 @@ def play(
     outcome.duplicated = sum("times in" in line for line in notes["wrong"])
     outcome.wrong += notes["wrong"]
     check_table(outcome, place.folder, corpus, reference)
+    check_manifest(outcome, place.folder)
     check_work(outcome, place.folder, notes["made"], killer.total)
     if again:
         _check_again(drivers, outcome, place, began + limit)
