@@ -20,7 +20,7 @@ from tests.s3_server import aws_settings, s3_server
 
 from .cluster import three_nodes
 from .corpus import make_corpus
-from .killer import HAS_ENGINE_PROCESS, KINDS
+from .killer import KINDS, NOT_AVAILABLE
 from .round import Outcome, Place, RoundError, play, run_in_peace
 
 _SUMS = ("drivers", "looks", "looks_with_rows", "pairs", "lost", "duplicated", "differing", "failed")
@@ -63,7 +63,7 @@ def summarize(outcomes: list[Outcome]) -> dict[str, Any]:
     wrong = [f"round {o.round}: {line}" for o in outcomes for line in o.wrong]
     return {
         "rounds": len(outcomes), "kills": kills.total(), "kills_by_kind": dict(kills), **sums,
-        "gave_up": dict(codes), "not_available": [] if HAS_ENGINE_PROCESS else ["engine"], "wrong": wrong,
+        "gave_up": dict(codes), "not_available": NOT_AVAILABLE, "wrong": wrong,
     }  # fmt: skip
 
 

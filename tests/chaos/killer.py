@@ -13,13 +13,13 @@ from pathlib import Path
 from .cluster import ThreeNodes
 from .processes import ROOT, descendants, kill, named
 
-# The model's process, where the model worker keeps it in one of its own.
-ENGINE = "engine_process"
-HAS_ENGINE_PROCESS = (ROOT / "workers" / f"{ENGINE}.py").exists()
+# What runs in a process of its own below a worker: (that worker, the process's module).
+CHILDREN = {"engine": ("model", "engine_process"), "inputs": ("prepare", "inputs_process")}
+NOT_AVAILABLE = [kind for kind, (_, module) in CHILDREN.items() if not (ROOT / "workers" / f"{module}.py").exists()]
 # What dies, and how often it is drawn. `frozen`: the driver, while a model worker is stopped, which wakes up later as
 # one of a run that is long dead; `publish`: the driver while it changes what readers see, which is not drawn but
 # waited for.
-WEIGHTS = {"driver": 3, "frozen": 2, "model": 4, "prepare": 2, "task": 2, "engine": 4 * HAS_ENGINE_PROCESS, "node": 3}
+WEIGHTS = {"driver": 3, "frozen": 2, "model": 3, "prepare": 2, "task": 2, "engine": 4, "inputs": 2, "node": 3}
 KINDS = (*WEIGHTS, "publish")
 TITLES = {"model": "GenerateStage", "prepare": "PrepareStage", "task": "MapBatches"}
 _FROZEN_SECONDS = 4.0
@@ -48,7 +48,7 @@ class Plan:
         """3 to 8 kills of `kinds`, of which up to two hit a publisher."""
         files, pauses = (1, 1, 2, 3, 4), (0.0, 0.0, 0.003, 0.01, 0.03)
         publishes = [(rng.choice(files), rng.choice(pauses)) for _ in range(rng.randint(0, 2)) if "publish" in kinds]
-        weights = {kind: weight for kind, weight in WEIGHTS.items() if weight and kind in kinds}
+        weights = {kind: weight for kind, weight in WEIGHTS.items() if kind in kinds and kind not in NOT_AVAILABLE}
         return cls((rng.randint(3, _MOST_KILLS) - len(publishes)) * bool(weights), publishes, weights, rng)
 
 
@@ -144,8 +144,9 @@ class Killer:
         """The process of that kind that is to die (or, with the driver, to be stopped); None when there is none."""
         if kind in ("driver", "node"):
             return []
-        if kind == "engine":
-            found = named(descendants(self.cluster.workers(TITLES["model"])), ENGINE)
+        if kind in CHILDREN:
+            worker, module = CHILDREN[kind]
+            found = named(descendants(self.cluster.workers(TITLES[worker])), module)
         elif kind == "frozen":
             found = self.cluster.workers(TITLES["model"])
         else:
