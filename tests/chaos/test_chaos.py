@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,8 @@ import pytest
 
 from tests.chaos.checks import check_table, check_work, started_at
 from tests.chaos.corpus import Corpus
+from tests.chaos.killer import KINDS, Killer, Plan
+from tests.chaos.processes import descendants, kill, named, start
 from tests.chaos.reader import Reader
 from tests.chaos.round import Outcome
 
@@ -39,6 +43,49 @@ def test_nothing_is_lost_twice_or_different_whatever_is_killed(tmp_path):
     assert summary["kills"] >= 4 and summary["drivers"] >= 3 and summary["looks_with_rows"] > 2
     assert (summary["lost"], summary["duplicated"], summary["differing"], summary["failed"]) == (0, 0, 0, 0)
     assert summary["done_before"] == 0
+
+
+def test_only_descendants_are_ever_named(tmp_path):
+    script = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60) # mine']);"
+    )
+    process = start(["-c", f"{script} print(1, flush=True); time.sleep(60)"], tmp_path / "said", dict(os.environ))
+    try:
+        while not (tmp_path / "said").read_text():
+            assert process.poll() is None
+            time.sleep(0.02)
+        family = descendants([process.pid])
+        assert len(named(family, "# mine")) == 1 and process.pid not in family and os.getpid() not in family
+        assert {process.pid, *family} <= descendants([os.getpid()])
+    finally:
+        kill(descendants([process.pid]))
+        process.kill()
+        process.wait()
+
+
+def test_a_publisher_is_killed_at_the_file_that_was_drawn(tmp_path):
+    killed: list[float] = []
+    plan = Plan(kills=0, publishes=[(2, 0.0)], weights={}, rng=random.Random(1))
+    killer = Killer(cluster=None, plan=plan, table=tmp_path, kill_driver=lambda: killed.append(1))
+    write(tmp_path, "results/a/old.parquet", row(0))
+    killer.driver_started()
+    for n in range(3):
+        killer.tick()
+        assert len(killed) == (n >= 2), "an old file is none, and the first new one not the second"
+        write(tmp_path, f"results/a/new-{n}.parquet", row(n))
+    killer.tick()
+    assert killer.counts["publish"] == killer.total == len(killed) == 1
+
+
+def test_a_plan_is_the_seed_s_and_no_kind_that_was_not_asked_for():
+    plans = [Plan.draw(random.Random(f"1/{n}")) for n in range(50)]
+    again = [Plan.draw(random.Random(f"1/{n}")) for n in range(50)]
+    assert [(p.kills, p.publishes) for p in plans] == [(p.kills, p.publishes) for p in again]
+    assert {p.kills + len(p.publishes) for p in plans} == set(range(3, 9))
+    only = [Plan.draw(random.Random(n), ("node", "driver")) for n in range(50)]
+    assert all(set(p.weights) == {"node", "driver"} and not p.publishes for p in only)
+    assert all(not p.kills for p in (Plan.draw(random.Random(n), ("publish",)) for n in range(50)))
+    assert set(plans[0].weights) <= set(KINDS)
 
 
 def row(number: int, task: str = "a", **changes) -> dict:
