@@ -26,5 +26,6 @@ def damage() -> Iterator[list[str]]:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message, its first line alone."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    """An error's message, its first line alone; Arrow may quote a damaged byte in it, which is shown as `?`."""
+    line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return "".join(sign if sign.isprintable() else "?" for sign in line)
