@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
 from . import conditions, local_files
+from .file_info import FileInfo, first, hidden, identity, seconds
 from .inputs import local_input, remote_input, s3_input
 from .retry import retried
 from .storage_errors import StorageError, codes, no_bucket, redact_url, storage_errors
@@ -26,23 +25,6 @@ _T = TypeVar("_T")
 _S3 = ("s3", "s3a")
 # Schemes whose files appear while they are being written, but which can rename.
 _RENAMING = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "arrow_hdfs")
-# A store without etags may tell times in whole seconds: a file as young as this may change and keep its time.
-_YOUNG_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """A file as its store lists it: `path` is `url` without the scheme; a new content has a new `etag`.
-
-    `version` is what may be trusted from one run to the next: the etag, on local disks with the inode and the time of
-    its last change, which nobody can set back; "" where the store tells nothing to trust.
-    """
-
-    url: str
-    path: str
-    size: int
-    etag: str
-    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,8 +193,8 @@ class Location:
     def modified(self) -> float | None:
         """When the file was last written by the store's clock (seconds since 1970); None when it does not say."""
         found = self._info()
-        stamp = None if found is None else _first(found, "LastModified", "mtime", "last_modified", "updated", "created")
-        return _seconds(stamp)
+        stamp = None if found is None else first(found, "LastModified", "mtime", "last_modified", "updated", "created")
+        return seconds(stamp)
 
     def below(self, file: FileInfo) -> str:
         """The file's path relative to this folder."""
@@ -247,15 +229,7 @@ class Location:
         if self.is_local and "mtime_ns" not in entry:
             entry = local_files.info(str(entry["name"]))
         size, name = int(entry["size"] or 0), str(entry["name"])
-        etag = version = _first(entry, "ETag", "etag")
-        if etag is None:
-            stamp = _first(entry, "mtime_ns", "mtime", "created", "LastModified", "last_modified", "updated")
-            etag = f"{size}-{stamp.timestamp() if isinstance(stamp, datetime) else stamp}"
-            if self.is_local:
-                version = f"{etag}-{entry['ino']}-{entry['ctime_ns']}"
-            elif (_seconds(stamp) or time.time()) < time.time() - _YOUNG_SECONDS:
-                version = etag
-        etag, version = str(etag).strip('"'), str(version or "").strip('"')
+        etag, version = identity(entry, size, self.is_local)
         return FileInfo(url=self._url_of(name), path=name, size=size, etag=etag, version=version)
 
     def _url_of(self, path: str) -> str:
@@ -303,22 +277,6 @@ class Location:
 
         # On S3 each request is tried again below, so that of many the others need not be.
         return once() if self.scheme in _S3 else retried(once)
-
-
-def hidden(below: str, marks: str) -> bool:
-    """Whether a component of a relative path starts with one of `marks`."""
-    return any(step[:1] in marks for step in below.split("/") if step)
-
-
-def _first(entry: Mapping[str, Any], *names: str) -> Any:
-    return next((entry[name] for name in names if entry.get(name)), None)
-
-
-def _seconds(stamp: Any) -> float | None:
-    """A store's time as seconds since 1970; None when it is none."""
-    if isinstance(stamp, datetime):
-        return stamp.replace(tzinfo=stamp.tzinfo or UTC).timestamp()
-    return float(stamp) if isinstance(stamp, int | float) else None
 
 
 def _absolute(url: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from .location import FileInfo, Location, hidden
+from .file_info import FileInfo, hidden
+from .location import Location
 from .storage_errors import nothing_here
 
 PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")

@@ -10,7 +10,8 @@ import uuid
 from fnmatch import fnmatch
 from pathlib import Path
 
-from .location import FileInfo, Location
+from .file_info import FileInfo
+from .location import Location
 from .storage_errors import Problem, StorageError, redact_url, storage_errors
 
 CHECKPOINT_FILES = (

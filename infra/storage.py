@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .file_info import FileInfo
 from .local_files import remove_dead_temporaries, scratch_folder
-from .location import FileInfo, Location
+from .location import Location
 from .retry import impatient
 from .source_files import PARQUET_SUFFIXES, base_folder, expand
 from .staging import stage_model
