@@ -91,7 +91,7 @@ def held_everywhere(world: World, results: list[str]) -> int:
 
 def test_a_zombie_held_anywhere_does_no_harm(world, monkeypatch):
     prepare(world.table)
-    with parts_of(1_000, monkeypatch):
+    with parts_of(3_000, monkeypatch):
         points = held_everywhere(world, RESULTS)
     assert points > 40 and world.reader.looks > 400
 
@@ -154,20 +154,20 @@ def test_cut_off_from_the_store_anywhere_the_next_publisher_ends_it(conditional,
     prepare(world.table)
     more_work(world.table)
     world.save()
-    point, refused = 0, True
-    while refused:
+    point, more = 0, True
+    while more:
         world.restore()
-        count, refused = itertools.count(), False
+        count, refused = itertools.count(), threading.Event()
 
-        def cut(asked: Asked, point=point, count=count) -> None:
-            nonlocal refused
-            if not answered or asked.what in ("put_object", "complete", "delete_object"):
-                refused = refused or next(count) >= point
-            if refused:
+        def cut(asked: Asked, point=point, count=count, refused=refused) -> None:
+            changes = asked.what not in ("head_object", "get_object", "list_objects")
+            if (changes or not answered) and next(count) >= point:
+                refused.set()
+            if refused.is_set():
                 refuse(403, "AccessDenied")
 
         setattr(conditional, "after" if answered else "before", cut)
-        with parts_of(1_000, monkeypatch), suppress(StorageError):
+        with parts_of(3_000, monkeypatch), suppress(StorageError):
             publisher(world.table, "r1").publish(final=True)
         conditional.before = conditional.after = lambda asked: None
         clean_partial(world.table)
@@ -176,7 +176,7 @@ def test_cut_off_from_the_store_anywhere_the_next_publisher_ends_it(conditional,
         assert world.reader.wrong == [], where
         assert sorted(world.reader.look().elements()) == RESULTS and state(world.table, "errors") == ERRORS, where
         assert world.table.child("_work").list_files("") == [] and conditional.uploads == {}, where
-        point += 1
+        point, more = point + 1, refused.is_set()
     assert point > (16 if answered else 40)
 
 
