@@ -108,6 +108,20 @@ def remove_seen(location: Location, seen: str, instead: bytes) -> bool:
         return True
 
 
+def abort_uploads(location: Location) -> int:
+    """Ends uploads in parts below this folder; how many. 0 where it knows none or one may not ask."""
+    if location.scheme not in _S3:
+        return 0
+    fs, bucket, key = _object(location)
+    ended = 0
+    with suppress(Exception):
+        listed = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+        for upload in listed.get("Uploads", []):
+            fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+            ended += 1
+    return ended
+
+
 @dataclass(frozen=True)
 class _Bucket:
     """A bucket as one file system object sees it, compared by identity; probes go below `prefix`, wherever that is."""

@@ -170,6 +170,10 @@ class Location:
         """Removes the file when its version is `seen`; `instead` stays where a store cannot delete on a condition."""
         return conditions.remove_seen(self, seen, instead)
 
+    def abort_uploads(self) -> int:
+        """Ends uploads in parts to this folder that their writers never finished; how many: 0 where a store cannot."""
+        return conditions.abort_uploads(self)
+
     def delete(self) -> None:
         """Removes the file; nothing happens when there is none."""
 

@@ -160,8 +160,13 @@ def check_table_schema(
 
 
 def clean_partial(table: Location) -> int:
-    """Removes temporary files that killed writers of this host left in a local table; how many."""
-    return remove_dead_temporaries(table.url) if table.is_local else 0
+    """Removes what killed writers left: temporary files of this host, uploads to S3 that never ended; how many.
+
+    For the holder of the table's lease: an upload of one that lost it ends with that, as it would have anyway.
+    """
+    if table.is_local:
+        return remove_dead_temporaries(table.url)
+    return sum(table.child(zone).abort_uploads() for zone in ("results", "errors"))
 
 
 def check_file_schema(url: str, found: pa.Schema, wanted: pa.Schema) -> None:

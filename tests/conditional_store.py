@@ -109,6 +109,12 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
     store: Store
 
+    def handle_expect_100(self) -> bool:
+        """Lets the client go on now."""
+        told = super().handle_expect_100()
+        self.wfile.flush()
+        return told
+
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -216,6 +222,12 @@ class _Handler(BaseHTTPRequestHandler):
         name = uuid4().hex
         self.store.uploads[name] = {"key": key, "metadata": self._metadata(), "parts": {}}
         text = f"<InitiateMultipartUploadResult><Key>{escape(key)}</Key><UploadId>{name}</UploadId></InitiateMultipartUploadResult>"  # noqa: E501
+        return 200, {"Content-Type": "application/xml"}, text.encode()
+
+    def _list_uploads(self, key: str, query: Mapping[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+        found = [(n, each["key"]) for n, each in self.store.uploads.items() if each["key"].startswith(query["prefix"])]
+        made = "".join(f"<Upload><Key>{escape(key)}</Key><UploadId>{name}</UploadId></Upload>" for name, key in found)
+        text = f"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{made}</ListMultipartUploadsResult>"
         return 200, {"Content-Type": "application/xml"}, text.encode()
 
     def _upload(self, query: Mapping[str, str]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Publishers that are held at one point while others publish, over a reader that looks after each visible change."""
+"""Publishers that are held at one point while others publish, over a reader that looks after each visible change.
+
+`python -m tests.pipelines.fencing TABLE` publishes under a lease of another host's, and ends as the command line does.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import functools
 import io
 import os
 import shutil
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,6 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.storage import Location
+from pipelines import lease as leases
+from pipelines.errors import RunError
 from pipelines.publish import Publisher
 from tests.conditional_store import Asked, Store
 from tests.pipelines.rows import SCHEMA
@@ -223,3 +229,21 @@ def parts_of(size: int, patch: pytest.MonkeyPatch) -> Iterator[None]:
     with patch.context() as small:
         small.setattr("infra.conditions.PART_BYTES", size)
         yield
+
+
+def main(url: str) -> int:
+    """Publishes the table as the run `zombie`; the exit code."""
+    table = Location(url)
+    leases._place = lambda: "elsewhere"
+    leases.HEARTBEAT_SECONDS = 0.1
+    try:
+        with leases.Lease.acquire(table, "zombie", "nightly") as lease:
+            publisher(table, "zombie", check=lease.check).publish(final=True)
+    except RunError as error:
+        print(error)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

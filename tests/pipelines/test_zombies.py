@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
 
-from infra.storage import Location
-from pipelines.publish import write_work
+from infra.storage import Location, StorageError
+from pipelines import lease as leases
+from pipelines.errors import TableHeldError
+from pipelines.lease import Lease
+from pipelines.publish import clean_partial, write_work
 from pipelines.results import ResultsLog
-from tests.conditional_store import conditional_store
+from tests.conditional_store import Asked, conditional_store, refuse
 from tests.pipelines.fencing import Holding, LocalWorld, StoreWorld, Working, World, parts_of, publisher, state
 from tests.pipelines.rows import key, row, rows
 from tests.s3_server import aws_settings
@@ -50,21 +59,20 @@ RESULTS = sorted([*(key(n, t) for n in range(8) for t in "ab"), key(20), key(22)
 ERRORS = sorted([(key(21, "b"), "rejected", 1), (key(23), "failed", 1), (key(24, "b"), "failed", 1)])
 
 
-def held_everywhere(world: World, target: int) -> int:
-    """Holds the zombie at each point in turn while another publishes."""
-    prepare(world.table)
+def held_everywhere(world: World, results: list[str]) -> int:
+    """Holds the zombie at each point in turn while another publishes; the table is prepared."""
     world.save()
     point = 0
     while True:
         world.restore()
         hold = Holding(point)
-        zombie = Working(lambda: publisher(world.table, "r1", target).publish(final=True))
+        zombie = Working(lambda: publisher(world.table, "r1").publish(final=True))
         world.step = hold
         zombie.start()
         held = hold.reached(zombie)
         world.step = lambda: None
         more_work(world.table)
-        new = Working(lambda: publisher(world.table, "r2", target).publish(final=True))
+        new = Working(lambda: publisher(world.table, "r2").publish(final=True))
         new.start()
         # Held inside a lock, it holds up the other one too: that waits, and does not hang.
         new.join(0.5 if world.table.is_local else 60)
@@ -73,7 +81,7 @@ def held_everywhere(world: World, target: int) -> int:
         new.end()
         where = f"held at point {point}"
         assert world.reader.wrong == [], where
-        assert sorted(world.reader.look().elements()) == RESULTS, where
+        assert sorted(world.reader.look().elements()) == results, where
         assert state(world.table, "errors") == ERRORS, where
         assert world.table.child("_work").list_files("") == [], where
         if not held:
@@ -82,9 +90,18 @@ def held_everywhere(world: World, target: int) -> int:
 
 
 def test_a_zombie_held_anywhere_does_no_harm(world, monkeypatch):
-    with parts_of(1_000, monkeypatch):
-        points = held_everywhere(world, target=1 << 28)
+    prepare(world.table)
+    with parts_of(3_000, monkeypatch):
+        points = held_everywhere(world, RESULTS)
     assert points > 40 and world.reader.looks > 400
+
+
+def test_nor_in_a_table_that_is_new(world):
+    # The zombie knows of no errors and would leave empty files for both tasks.
+    write_work(
+        world.table, "r1", rows(*(row(n) for n in range(8)), row(20, attempt=2), row(21, "b", status="rejected"))
+    )
+    held_everywhere(world, sorted(set(RESULTS) - {key(n, "b") for n in range(5)}))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -130,6 +147,79 @@ def together(world: World, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     assert world.table.child("_work").list_files("") == []
 
 
+@pytest.mark.parametrize("answered", [False, True], ids=["before it is done", "after it was done"])
+def test_cut_off_from_the_store_anywhere_the_next_publisher_ends_it(conditional, monkeypatch, answered):
+    """As if killed there: nothing of what the publisher does afterwards, cleaning up included, gets through."""
+    world = StoreWorld(conditional)
+    prepare(world.table)
+    more_work(world.table)
+    world.save()
+    point, more = 0, True
+    while more:
+        world.restore()
+        count, refused = itertools.count(), threading.Event()
+
+        def cut(asked: Asked, point=point, count=count, refused=refused) -> None:
+            changes = asked.what not in ("head_object", "get_object", "list_objects")
+            if (changes or not answered) and next(count) >= point:
+                refused.set()
+            if refused.is_set():
+                refuse(403, "AccessDenied")
+
+        setattr(conditional, "after" if answered else "before", cut)
+        with parts_of(3_000, monkeypatch), suppress(StorageError):
+            publisher(world.table, "r1").publish(final=True)
+        conditional.before = conditional.after = lambda asked: None
+        clean_partial(world.table)
+        publisher(world.table, "r2").publish(final=True)
+        where = f"cut off at request {point}"
+        assert world.reader.wrong == [], where
+        assert sorted(world.reader.look().elements()) == RESULTS and state(world.table, "errors") == ERRORS, where
+        assert world.table.child("_work").list_files("") == [] and conditional.uploads == {}, where
+        point, more = point + 1, refused.is_set()
+    assert point > (16 if answered else 40)
+
+
+def test_a_process_that_is_stopped_and_wakes_up_as_a_zombie_ends_with_one_line(conditional):
+    """Stopped at its first upload, as if on another host; a minute passes, another run publishes all, it wakes up."""
+    world = StoreWorld(conditional)
+    prepare(world.table)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.pipelines.fencing", world.table.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    stopped, frozen = threading.Event(), threading.Event()
+
+    def freeze(asked: Asked) -> None:
+        if "/results/" in asked.key and asked.what == "put_object" and not stopped.is_set():
+            os.kill(child.pid, signal.SIGSTOP)
+            stopped.set()
+            # The request is on its way already: it arrives when the other run is done.
+            assert frozen.wait(60)
+
+    conditional.before = freeze
+    assert stopped.wait(60)
+    more_work(world.table)
+    with pytest.raises(TableHeldError, match=f"held by run zombie of job nightly .host .*, pid {child.pid}, since 20"):
+        Lease.acquire(world.table, "r2", "nightly")
+    with pytest.MonkeyPatch.context() as later:
+        later.setattr(leases, "STALE_SECONDS", -5.0)
+        lease = Lease.acquire(world.table, "r2", "nightly")
+    with lease:
+        publisher(world.table, "r2", check=lease.check).publish(final=True)
+        assert sorted(world.reader.look().elements()) == RESULTS
+        frozen.set()
+        os.kill(child.pid, signal.SIGCONT)
+        said, _ = child.communicate(timeout=60)
+        lease.check()
+    assert child.returncode == 5 and said.count("\n") == 1, said
+    assert "this run lost the table's lease to run r2 on" in said
+    assert world.reader.wrong == [] and sorted(world.reader.look().elements()) == RESULTS
+    assert state(world.table, "errors") == ERRORS and world.table.child("_work").list_files("") == []
+
+
 def test_a_listing_that_lacks_a_file_at_its_beginning_misleads_nobody(world, monkeypatch):
     for run in range(3):
         write_work(world.table, f"r{run}", rows(row(run), row(run + 1)))
@@ -144,7 +234,7 @@ def test_a_listing_that_lacks_a_file_at_its_beginning_misleads_nobody(world, mon
         assert publisher(world.table, "r3").publish(final=True)["rows"] == 1
     # one that somebody took away is no trouble
     Location(hidden).delete()
-    world.reader.forget()
+    world.reader.wrong.clear()
     write_work(world.table, "r4", rows(row(2), row(3)))
     assert publisher(world.table, "r4").publish(final=True)["rows"] == 1
     assert world.reader.wrong == []
@@ -159,7 +249,7 @@ def test_files_of_older_releases_count_as_known(world, tmp_path):
     data = Location(file.url).read_bytes()
     world.table.child("results", "a", "20260101T000000Z-ab-00000.parquet").write_bytes(data)
     Location(file.url).delete()
-    world.reader.forget()
+    world.reader.wrong.clear()
     write_work(world.table, "r1", rows(row(2), row(3)))
     assert publisher(world.table, "r1").publish(final=True)["rows"] == 1
     names = [each.url.rsplit("/", 1)[1] for each in world.table.child("results", "a").list_files()]
