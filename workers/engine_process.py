@@ -77,10 +77,10 @@ def _next(parent: Parent, block: bool) -> Request | None:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
-    try:
-        from model_runtime.memory import is_out_of_memory
-    except Exception:  # torch itself may be what is broken
+    if "torch" not in sys.modules:
         return False
+    from model_runtime.memory import is_out_of_memory
+
     return is_out_of_memory(error)
 
 
