@@ -61,7 +61,7 @@ def expected(requests: list[Request]) -> dict[str, tuple[int, ...]]:
     return made
 
 
-TOY = EngineConfig(model="toy", max_batch_tokens=4096)
+TOY = EngineConfig(model="toy", max_batch_tokens=1)
 
 
 def made_by_toy(requests: list[Request]) -> dict[str, tuple[int, ...]]:
