@@ -272,7 +272,8 @@ class EngineClient:
         self._sent.clear()
         if in_flight:
             for one in self._suspects.died(in_flight, death):
-                error = RequestError(death.code, f"the engine's process {death.what} while it worked on this alone")
+                when = "while it worked on this alone" if one.weights else "over two other outputs of this document"
+                error = RequestError(death.code, f"the engine's process {death.what} {when}")
                 for key in one.keys:
                     one.call.take(Generation(key=key, error=error))
         if self._open or self._waiting or self._suspects:

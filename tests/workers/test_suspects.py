@@ -57,9 +57,9 @@ def test_decodes_of_a_document_are_told_apart_until_two_are_guilty() -> None:
     group = [suspect(n, decodes=6) for n in range(4)]
     found, finished, _ = tried(group, {"2-3"})
     assert found == {"2-3"} and len(finished) == 23
-    found, finished, deaths = tried([suspect(n, decodes=6) for n in range(4)], {"2-1", "2-4", "2-5"})
-    assert found == {f"2-{i}" for i in (1, 2, 3, 4, 5)} - found.intersection(finished) | {"2-1", "2-4", "2-5"}
-    assert not found & finished and len(found | finished) == 24 and deaths <= 1 + 2 + 1 + 4
+    found, finished, deaths = tried([suspect(n, decodes=6) for n in range(4)], {"2-1", "2-3"})
+    assert found == {"2-1", "2-3", "2-4", "2-5"}, "what they share is to blame, and is not tried for ever"
+    assert not found & finished and len(found | finished) == 24 and deaths == 1 + 2 + 4
 
 
 def test_kills_from_outside_alone_find_nobody_guilty_soon() -> None:
