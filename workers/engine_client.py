@@ -240,8 +240,8 @@ class EngineClient:
             decoded = sum(decode.sampling.max_tokens for decode in one.request.decodes)
             self._longest = max(self._longest, len(one.request.input_ids) + decoded)
             self._sent |= dict.fromkeys(one.keys, one)
-            assert self._child is not None
-            self._child.send(one.request)
+        assert self._child is not None
+        self._child.send([one.request for one in group])
 
     def _deliver(self, generation: Generation) -> None:
         if self._first is not None:
