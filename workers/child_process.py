@@ -22,8 +22,8 @@ from typing import Any
 
 from model_runtime import ErrorCode
 
-# A step that reports nothing for so long hangs; far above any honest one. Tests set it to seconds.
-_HANG_SECONDS = float(os.environ.get("CORPUSMILL_HANG_SECONDS", "600"))
+# A step that reports nothing for so long hangs; far above any honest one.
+_HANG_SECONDS = 600.0
 _PR_SET_PDEATHSIG = 1
 _CLOSING_SECONDS = 10.0
 _OOM_COUNTERS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")
@@ -48,7 +48,13 @@ class Broken:
 
 
 def hang_seconds() -> float:
-    """Seconds without progress after which a child is ended, for the smallest piece of work."""
+    """Seconds without progress after which a child is ended, for the smallest piece of work.
+
+    CORPUSMILL_HANG_SECONDS changes them; what is no number above 0 there changes nothing.
+    """
+    with suppress(ValueError):
+        if (seconds := float(os.environ.get("CORPUSMILL_HANG_SECONDS", ""))) > 0:
+            return seconds
     return _HANG_SECONDS
 
 

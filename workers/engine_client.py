@@ -29,9 +29,9 @@ from .suspects import Suspect, Suspects, is_hopeless, weight
 _MODULE = "workers.engine_process"
 # Loading may read tens of gigabytes from a slow disk and compile kernels.
 _LOADING = 3.0
-# Seconds that a token in flight may take before a step counts as hanging. A native step is a slice of a pass; the
-# reference backend's is a whole document, 128K tokens of which take hours on a CPU.
-_TOKEN_SECONDS = {"native": 0.005, "transformers": 0.1}
+# Seconds that a step may take for each token of a pass or of the longest document, beside what any may. A native step
+# is a slice of a pass; the reference backend's is a whole document, 128K tokens of which take hours on a CPU.
+_TOKEN_SECONDS = {"native": 0.02, "transformers": 0.1}
 # Limits are halved at most so often: 2 rows of 64 are left, packs of 256 tokens.
 _MOST_HALVINGS = 5
 
@@ -75,6 +75,8 @@ class EngineClient:
         self._first: float | None = None
         self._serving_seconds = 0.0
         self._began = 0.0
+        # Tokens of the longest document that was sent since nothing was in flight.
+        self._longest = 0
         self._failure: BaseException | None = None
         self._open = True
         self._up = threading.Event()
@@ -171,8 +173,7 @@ class EngineClient:
         if not self._loaded:
             return hang_seconds() * _LOADING
         each = _TOKEN_SECONDS.get(self._config.backend, max(_TOKEN_SECONDS.values()))
-        tokens = sum(len(one.request.input_ids) for one in {id(s): s for s in self._sent.values()}.values())
-        return hang_seconds() + each * tokens
+        return hang_seconds() + each * (self._config.max_batch_tokens + self._longest)
 
     def _handle(self, child: ChildProcess | None, event: Any) -> None:
         if child is not None and child is not self._child:
@@ -234,10 +235,13 @@ class EngineClient:
     def _send(self, group: Sequence[Suspect]) -> None:
         if not self._sent:
             self._began = time.monotonic()
+            self._longest = 0
         for one in group:
+            decoded = sum(decode.sampling.max_tokens for decode in one.request.decodes)
+            self._longest = max(self._longest, len(one.request.input_ids) + decoded)
             self._sent |= dict.fromkeys(one.keys, one)
-            assert self._child is not None
-            self._child.send(one.request)
+        assert self._child is not None
+        self._child.send([one.request for one in group])
 
     def _deliver(self, generation: Generation) -> None:
         if self._first is not None:
@@ -268,7 +272,8 @@ class EngineClient:
         self._sent.clear()
         if in_flight:
             for one in self._suspects.died(in_flight, death):
-                error = RequestError(death.code, f"the engine's process {death.what} while it worked on this alone")
+                when = "while it worked on this alone" if one.weights else "over two other outputs of this document"
+                error = RequestError(death.code, f"the engine's process {death.what} {when}")
                 for key in one.keys:
                     one.call.take(Generation(key=key, error=error))
         if self._open or self._waiting or self._suspects:

@@ -54,9 +54,10 @@ def serve(parent: Parent, backend: Backend) -> None:
     in_flight: set[str] = set()
     busy, reported = 0.0, 0.0
     while True:
-        while request := _next(parent, block=not in_flight):
-            in_flight.update(decode.key for decode in request.decodes)
-            backend.submit(request)
+        while requests := _next(parent, block=not in_flight):
+            for request in requests:
+                in_flight.update(decode.key for decode in request.decodes)
+                backend.submit(request)
         started = time.perf_counter()
         finished = backend.step()
         now = time.perf_counter()
@@ -67,20 +68,21 @@ def serve(parent: Parent, backend: Backend) -> None:
             reported = now
 
 
-def _next(parent: Parent, block: bool) -> Request | None:
+def _next(parent: Parent, block: bool) -> list[Request]:
+    """What came together goes in together: the engine packs it as one."""
     try:
         return parent.receive(block)
     except queue.Empty:
-        return None
+        return []
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
-    try:
-        from model_runtime.memory import is_out_of_memory
-    except Exception:  # torch itself may be what is broken
+    if "torch" not in sys.modules:
         return False
+    from model_runtime.memory import is_out_of_memory
+
     return is_out_of_memory(error)
 
 

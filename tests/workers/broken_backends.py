@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from model_runtime import Backend, EngineConfig, Generation, Request, load_backend
+from model_runtime import Backend, Decode, EngineConfig, EngineStats, Generation, Request, load_backend
 
 POISON = 77
 # As a decoder prefix: that decode alone is poison.
@@ -42,15 +43,64 @@ def sleep_for_ever() -> None:
     time.sleep(3600)
 
 
+class Toy:
+    """A backend without a model, whose process starts in a blink: a decode's tokens follow from what it reads."""
+
+    dtype = "float32"
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._running: dict[str, tuple[int, Decode, list[int]]] = {}
+
+    @property
+    def stats(self) -> EngineStats:
+        """Steps only."""
+        return EngineStats(steps=self._steps)
+
+    def submit(self, request: Request) -> None:
+        """Every decode starts at once."""
+        for decode in request.decodes:
+            seed = zlib.crc32(bytes(str([*request.input_ids, decode.prefix_ids]), "ascii"))
+            self._running[decode.key] = (seed, decode, [])
+
+    def step(self) -> list[Generation]:
+        """One more token of each."""
+        self._steps += 1
+        time.sleep(0.001)
+        for seed, _, tokens in self._running.values():
+            tokens.append(zlib.crc32(bytes([len(tokens) % 256]), seed) % 500)
+        full = [key for key, (_, decode, tokens) in self._running.items() if len(tokens) == decode.sampling.max_tokens]
+        ended = {key: self._running.pop(key) for key in full}
+        return [Generation(key=key, token_ids=tuple(tokens)) for key, (_, _, tokens) in ended.items()]
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Generation]:
+        """All of them."""
+        for request in requests:
+            self.submit(request)
+        while self._running:
+            yield from self.step()
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def load_toy(config: EngineConfig) -> Backend:
+    """See Toy."""
+    return Toy()
+
+
 class Broken:
-    """The real backend, but a step does `harm` while a poisoned document is in flight, or more than `most` are."""
+    """A backend, but a step does `harm` while a poisoned document is in flight, or more than `most` decodes are.
+
+    `config.model` "toy" is a Toy.
+    """
 
     def __init__(
         self, config: EngineConfig, harm: Callable[[], None], log: Path, most: int | None = None, token: int = POISON
     ) -> None:
         with log.open("a") as file:
             file.write(f"{os.getpid()} {config.halvings}\n")
-        self._backend = load_backend(config)
+        self._backend = load_toy(config) if config.model == "toy" else load_backend(config)
         self._harm = harm
         self._most = most
         self._token = token

@@ -21,7 +21,7 @@ from workers import engine_client
 from workers.engine_client import EngineClient
 
 from . import broken_backends
-from .broken_backends import POISON, POISON_PREFIX, broken
+from .broken_backends import POISON, POISON_PREFIX, Toy, broken, load_toy
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,6 +59,14 @@ def expected(requests: list[Request]) -> dict[str, tuple[int, ...]]:
     made = {generation.key: generation.token_ids for generation in backend.generate(requests)}
     backend.close()
     return made
+
+
+TOY = EngineConfig(model="toy", max_batch_tokens=1)
+
+
+def made_by_toy(requests: list[Request]) -> dict[str, tuple[int, ...]]:
+    """What a Toy in this process makes of them."""
+    return {generation.key: generation.token_ids for generation in Toy().generate(requests)}
 
 
 def tokens(results: dict[str, Generation]) -> dict[str, tuple[int, ...]]:
@@ -179,25 +187,25 @@ def test_one_among_32_is_found_and_the_others_are_what_they_are_without_it(tmp_p
     ],
 )
 def test_however_it_ends_the_row_says_so_in_one_line(tmp_path, harm, code, said):
-    client = EngineClient(config(), broken(harm, tmp_path / "log"))
+    client = EngineClient(TOY, broken(harm, tmp_path / "log"))
     results = client.run([poison()])
     client.close()
     assert errors(results) == {"poison-0": code} and client.deaths == 2
     assert results["poison-0"].error.message == f"the engine's process {said} while it worked on this alone"
 
 
-def test_two_are_both_found(tmp_path):
-    good = documents(6)
-    client = EngineClient(config(), broken(os.abort, tmp_path / "log"))
+def test_two_among_32_are_both_found(tmp_path):
+    good = documents(30)
+    client = EngineClient(TOY, broken(os.abort, tmp_path / "log"))
     results = client.run([poison("one"), *good, poison("two")])
     client.close()
-    assert tokens(results) == expected(good)
+    assert tokens(results) == made_by_toy(good)
     assert errors(results) == {"one-0": ErrorCode.ENGINE_CRASH, "two-0": ErrorCode.ENGINE_CRASH}
-    assert client.deaths <= 1 + 2 * 4
+    assert client.deaths <= 1 + 2 * 6
 
 
 def test_what_arrived_before_the_crash_is_not_made_again(tmp_path):
-    client = EngineClient(config(), broken(os.abort, tmp_path / "log"))
+    client = EngineClient(TOY, broken(os.abort, tmp_path / "log"))
     quick, slow = request("quick", decodes=1, length=1), request("slow", decodes=1, length=400)
     results: dict[str, Generation] = {}
     caller = threading.Thread(target=lambda: results.update(client.run([quick, slow])))
@@ -212,25 +220,25 @@ def test_what_arrived_before_the_crash_is_not_made_again(tmp_path):
     assert errors(client.run([poison()])) == {"poison-0": ErrorCode.ENGINE_CRASH}
     caller.join(timeout=60)
     client.close()
-    assert tokens(results) == expected([quick, slow])
+    assert tokens(results) == made_by_toy([quick, slow])
     assert "slow-0" in sent and "quick-0" not in sent
 
 
 def test_the_decode_to_blame_is_found_within_its_document(tmp_path):
-    client = EngineClient(config(), broken(os.abort, tmp_path / "log"))
+    client = EngineClient(TOY, broken(os.abort, tmp_path / "log"))
     plain = [Decode(key=f"plain-{i}", prefix_ids=(20 + i,), sampling=Sampling(max_tokens=6)) for i in range(3)]
     bad = Decode(key="bad", prefix_ids=(POISON_PREFIX,), sampling=Sampling(max_tokens=6))
     document = Request(id="x", input_ids=[2, 11, 12], decodes=(plain[0], bad, *plain[1:]))
     results = client.run([document, request("beside")])
     client.close()
     assert errors(results) == {"bad": ErrorCode.ENGINE_CRASH}
-    assert tokens(results) == expected(
+    assert tokens(results) == made_by_toy(
         [Request(id="x", input_ids=[2, 11, 12], decodes=tuple(plain)), request("beside")]
     )
 
 
 def test_a_document_whose_decodes_all_crash_fails_whole_and_soon(tmp_path):
-    client = EngineClient(config(), broken(os.abort, tmp_path / "log"))
+    client = EngineClient(TOY, broken(os.abort, tmp_path / "log"))
     results = client.run([poison(decodes=12), request("beside")])
     client.close()
     assert errors(results) == dict.fromkeys([f"poison-{i}" for i in range(12)], ErrorCode.ENGINE_CRASH)
@@ -239,7 +247,7 @@ def test_a_document_whose_decodes_all_crash_fails_whole_and_soon(tmp_path):
 
 
 def test_others_wait_while_suspects_are_on_trial_and_are_served_after_it(tmp_path):
-    client = EngineClient(config(), broken(os.abort, tmp_path / "log"))
+    client = EngineClient(TOY, broken(os.abort, tmp_path / "log"))
     results: dict[str, Generation] = {}
     good = documents(8)
     callers = [threading.Thread(target=lambda one=one: results.update(client.run([one]))) for one in [poison(), *good]]
@@ -249,7 +257,7 @@ def test_others_wait_while_suspects_are_on_trial_and_are_served_after_it(tmp_pat
     for caller in callers:
         caller.join(timeout=120)
     client.close()
-    assert tokens(results) == expected(good) and set(errors(results)) == {"poison-0"}
+    assert tokens(results) == made_by_toy(good) and set(errors(results)) == {"poison-0"}
 
 
 # --- memory ------------------------------------------------------------------------------------------------------
@@ -258,16 +266,16 @@ def test_others_wait_while_suspects_are_on_trial_and_are_served_after_it(tmp_pat
 def test_out_of_memory_shrinks_the_batch_until_it_fits(tmp_path):
     good = documents(24)
     load = broken(broken_backends.run_out_of_memory, tmp_path / "log", most=12)
-    client = EngineClient(config(), load)
+    client = EngineClient(TOY, load)
     results = client.run(good)
     client.close()
-    assert errors(results) == {} and tokens(results) == expected(good)
+    assert errors(results) == {} and tokens(results) == made_by_toy(good)
     halvings = loads(tmp_path / "log")
     assert halvings[0] == 0 and halvings[1] == 1 and max(halvings) <= 3, "smaller groups, and smaller limits for them"
 
 
 def test_limits_are_whole_again_after_running_out_of_memory(tmp_path):
-    client = EngineClient(config(), broken(broken_backends.run_out_of_memory, tmp_path / "log"))
+    client = EngineClient(TOY, broken(broken_backends.run_out_of_memory, tmp_path / "log"))
     client.run([poison(), *documents(3)])
     client.run(documents(2))
     os.kill(client.pid, signal.SIGKILL)
@@ -284,19 +292,19 @@ def test_limits_are_whole_again_after_running_out_of_memory(tmp_path):
 def test_a_step_that_never_ends_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr("workers.child_process._HANG_SECONDS", 6.0)
     good = documents(3)
-    client = EngineClient(config(), broken(broken_backends.sleep_for_ever, tmp_path / "log"))
+    client = EngineClient(TOY, broken(broken_backends.sleep_for_ever, tmp_path / "log"))
     results = client.run([good[0], poison(), *good[1:]])
     client.close()
     assert errors(results) == {"poison-0": ErrorCode.ENGINE_HANG}
     assert "no progress for 6 seconds" in results["poison-0"].error.message
-    assert tokens(results) == expected(good)
+    assert tokens(results) == made_by_toy(good)
     assert client.deaths <= 4
 
 
 def test_loading_that_never_ends_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr("workers.child_process._HANG_SECONDS", 0.5)
     with pytest.raises(ModelError, match=r"does not run .* made no progress for 2 seconds"):
-        EngineClient(config(), partial(broken_backends.load_never, broken_backends.sleep_for_ever, tmp_path / "log"))
+        EngineClient(TOY, partial(broken_backends.load_never, broken_backends.sleep_for_ever, tmp_path / "log"))
 
 
 # --- an engine that does not work at all -------------------------------------------------------------------------
@@ -304,12 +312,12 @@ def test_loading_that_never_ends_is_ended(tmp_path, monkeypatch):
 
 def test_an_engine_that_dies_while_it_loads_is_one_line_after_three_times(tmp_path):
     with pytest.raises(ModelError, match=r"does not run .*: its process was ended by SIGSEGV, every time"):
-        EngineClient(config(), partial(broken_backends.load_never, broken_backends.segfault, tmp_path / "log"))
+        EngineClient(TOY, partial(broken_backends.load_never, broken_backends.segfault, tmp_path / "log"))
     assert len(loads(tmp_path / "log")) == 3
 
 
 def test_an_engine_that_breaks_at_everything_blames_no_document(tmp_path):
-    client = EngineClient(config(), partial(broken_backends.load_useless, broken_backends.segfault, tmp_path / "log"))
+    client = EngineClient(TOY, partial(broken_backends.load_useless, broken_backends.segfault, tmp_path / "log"))
     with pytest.raises(ModelError, match="does not run"):
         client.run(documents(5))
     assert len(loads(tmp_path / "log")) == 1 + 3
@@ -342,7 +350,7 @@ def test_sigkill_at_any_moment_fails_nothing(tmp_path):
 
 
 def test_one_that_is_alone_survives_three_kills(tmp_path):
-    client = EngineClient(config())
+    client = EngineClient(TOY, load_toy)
     results: dict[str, Generation] = {}
     caller = threading.Thread(target=lambda: results.update(client.run([request("x", decodes=1, length=3000)])))
     caller.start()
@@ -371,7 +379,7 @@ def test_a_few_kills_while_it_loads_are_survived(monkeypatch):
         return child
 
     monkeypatch.setattr(engine_client, "ChildProcess", killed_at_first)
-    client = EngineClient(config())
+    client = EngineClient(TOY, load_toy)
     assert tokens(client.run([request("x")]))
     client.close()
     assert client.deaths == 4
@@ -384,8 +392,8 @@ from workers.engine_client import EngineClient
 from functools import partial
 from pathlib import Path
 from tests.workers import broken_backends
-load = broken_backends.broken(broken_backends.sleep_for_ever, Path(sys.argv[2]))
-client = EngineClient(EngineConfig(model=sys.argv[1], device="cpu", dtype="float32"), load)
+load = broken_backends.broken(broken_backends.sleep_for_ever, Path(sys.argv[1]))
+client = EngineClient(EngineConfig(model="toy"), load)
 print(client.pid, flush=True)
 from tests.workers.test_engine_client import poison
 client.run([poison()])
@@ -394,7 +402,7 @@ client.run([poison()])
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel")
 def test_it_does_not_outlive_a_parent_that_is_killed(tmp_path):
-    command = [sys.executable, "-c", PARENT, str(cached_checkpoint(SHAPES[0])), str(tmp_path / "log")]
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log")]
     parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
     assert b"workers.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
