@@ -36,7 +36,7 @@ from .crashing import load_crashing
 COUNT, SEED = 1000, 20
 # 5 % of each kind; of those that crash the engine fewer, because each makes it load several times. Where the engine is
 # no process of its own there are none: a crash would end the worker.
-EACH, CRASHING = 50, 3
+EACH, CRASHING = 50, 2
 KINDS = dict.fromkeys(DATA_KINDS, EACH) | ({"crash": CRASHING} if find_spec("workers.engine_process") else {})
 
 pytestmark = pytest.mark.slow
