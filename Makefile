@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.corpusmill-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench model test lint format types lock clean
+.PHONY: help setup demo bench model test chaos lint format types lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -23,6 +23,9 @@ model: $(STAMP)  ## train the demo's model anew, below build/demo-model (hours)
 
 test: $(STAMP)  ## run the tests; with CI=1 (as .ci/run) the slow ones too
 	$(BIN)/python -m pytest $(if $(CI),,-m "not slow")
+
+chaos: $(STAMP)  ## kill a run at random while somebody reads its table, 20 rounds (half an hour; docs/testing.md)
+	$(BIN)/python -m tests.chaos --rounds 20
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

@@ -75,7 +75,6 @@ class ThreeNodes:
         with suppress(Exception):
             self._cluster.shutdown()
         kill(family)
-        kill(named(descendants([os.getpid()]), str(self.scratch)))
 
 
 @contextmanager
@@ -94,7 +93,9 @@ def three_nodes() -> Iterator[ThreeNodes]:
     finally:
         if nodes is not None:
             nodes.stop()
-        kill(named(descendants([os.getpid()]), str(scratch)))
+        # Also of a cluster that did not come up.
+        left = named(descendants([os.getpid()]), str(scratch))
+        kill([*left, *descendants(left)])
         time.sleep(0.5)
         shutil.rmtree(scratch, ignore_errors=True)
 

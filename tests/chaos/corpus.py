@@ -20,7 +20,7 @@ TASKS = [
 ]
 # A few documents that cannot work, so that errors/ changes too.
 _BAD = ("null_id", "duplicate_id", "empty_text", "image_unreadable", "damaged")
-_SHARE = 0.02
+_EACH = 4
 _SHARDS = 6
 _MODEL = ROOT / "jobs" / "demo" / "model"
 
@@ -37,7 +37,7 @@ class Corpus:
 
 def make_corpus(folder: Path, url: str, seed: int) -> Corpus:
     """Writes the shards into `folder`, which readers know as `url`."""
-    docs = make_documents(DOCUMENTS, _SHARE, seed, _BAD)
+    docs = make_documents(DOCUMENTS, dict.fromkeys(_BAD, _EACH), seed)
     lengthen([doc for doc in docs if doc.kind == "good"], random.Random(seed))
     write_corpus(docs, folder, _SHARDS)
     names = {task["name"] for task in TASKS}

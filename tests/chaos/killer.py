@@ -72,6 +72,7 @@ class Killer:
     kill_driver: Callable[[], None]
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     log: list[str] = field(default_factory=list)
+    total_before: int = 0  # kills before the newest driver began
     _next: _Kill | None = None
     _look_at: float = 0.0
     _began: float = 0.0
@@ -87,6 +88,7 @@ class Killer:
     def driver_started(self) -> None:
         """A new driver runs: what readers see now is what they saw before it."""
         self._next = None
+        self.total_before = self.total
         self._began = time.monotonic()
         self._look_at = self._began + self.plan.rng.uniform(0.2, _PAUSE)
         self._before = _files(self.table, "results", "errors")

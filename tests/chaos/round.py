@@ -173,7 +173,6 @@ def _until_done(drivers: Drivers, killer: Killer, outcome: Outcome, deadline: fl
     """Kills and starts again until a run ends with 0."""
     drivers.start()
     killer.driver_started()
-    kills_at_start = -1
     while True:
         assert drivers.process is not None
         code = drivers.process.poll()
@@ -184,13 +183,12 @@ def _until_done(drivers: Drivers, killer: Killer, outcome: Outcome, deadline: fl
             outcome.gave_up.append((code, last))
             if "Traceback" in drivers.said.read_text(errors="replace"):
                 outcome.wrong.append(f"a traceback reached the terminal: {drivers.said}")
-            if kills_at_start == killer.total:
+            if killer.total == killer.total_before:
                 outcome.wrong.append(f"a run that nobody disturbed ended with {code}: {last}")
                 if sum("nobody disturbed" in line for line in outcome.wrong) > 2:
                     raise RoundError(f"runs end with {code} again and again: {last} ({drivers.said})")
             drivers.start()
             killer.driver_started()
-            kills_at_start = killer.total
         if time.monotonic() > deadline:
             raise RoundError(f"it did not end in time; the newest run said: {drivers.last_line()} ({drivers.said})")
         killer.tick()

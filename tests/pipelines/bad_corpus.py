@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from .corpora import bomb, picture, text
+from .crashing import CRASH
 
 TASKS = [
     {"name": "summary", "kind": "summarize", "max_tokens": 5},
@@ -23,7 +24,9 @@ TASKS = [
     {"name": "ask", "kind": "answer", "question": "What is it?", "max_tokens": 5},
 ]
 NAMES = [task["name"] for task in TASKS]
-LIMITS = {"max_input_tokens": 512, "overflow": "reject", "max_image_pixels": 10_000, "max_images": 3}
+LIMITS = {
+    "max_input_tokens": 512, "overflow": "reject", "max_image_pixels": 10_000, "max_images": 3, "max_failure_rate": 1.0,
+}  # fmt: skip
 PHOTO = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 OK = None
 _GROUP = 10  # rows to a row group
@@ -52,12 +55,12 @@ class Doc:
         return OK in self.codes.values()
 
 
-def make_documents(count: int, share: float, seed: int, kinds: tuple[str, ...]) -> list[Doc]:
-    """`count` documents, `share` of them for each of `kinds`, the rest good; in an order drawn by `seed`."""
+def make_documents(count: int, kinds: Mapping[str, int], seed: int) -> list[Doc]:
+    """`count` documents, so many of each of `kinds` and the rest good, in an order drawn by `seed`."""
     rng = random.Random(seed)
-    each = round(count * share)
-    assert each * len(kinds) < count
-    plan = [kind for kind in kinds for _ in range(each)] + ["good"] * (count - each * len(kinds))
+    plan = [kind for kind, number in kinds.items() for _ in range(number)]
+    assert len(plan) < count
+    plan += ["good"] * (count - len(plan))
     rng.shuffle(plan)
     # A repeated id needs an earlier one.
     first = plan.index("good")
@@ -101,13 +104,17 @@ def expected_rows(docs: list[Doc]) -> dict[tuple[str, int, str], str | None]:
 
 
 def expected_counts(docs: list[Doc]) -> dict[str, Counter[str]]:
-    """Of each task: ok, rejected, not_applicable."""
+    """Of each task: ok, rejected, failed, not_applicable."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for doc in docs:
         for name in NAMES:
-            state = "not_applicable" if name not in doc.codes else "rejected" if doc.codes[name] else "ok"
-            counts[name][state] += 1
+            counts[name]["not_applicable" if name not in doc.codes else status_of(doc.codes[name])] += 1
     return counts
+
+
+def status_of(code: str | None) -> str:
+    """The status of a row with that code."""
+    return "ok" if code is OK else "failed" if code == "engine_crash" else "rejected"
 
 
 def _good(number: int, rng: random.Random) -> Doc:
@@ -227,11 +234,12 @@ _SPOIL: dict[str, Callable[[Doc, random.Random], None]] = {
     "image_not_found": _with_image("image_not_found", _nowhere),
     "image_forbidden": _with_image("image_forbidden", _forbidden),
     "image_of_nothing": _with_image("bad_row", _nothing),
+    "crash": _all("engine_crash", body=lambda n: f"a text with {CRASH} {n}".encode()),
     "carried_not_utf8": _carried,
     "damaged": _unread,
     "no_parquet": _unread,
 }
-KINDS = ("duplicate_id", *_SPOIL)
+DATA_KINDS = ("duplicate_id", *(kind for kind in _SPOIL if kind != "crash"))
 
 
 def _write(path: Path, docs: list[Doc]) -> None:
