@@ -127,6 +127,5 @@ def _setting(name: str, otherwise: float, least: float) -> float:
         value = -1.0
     # Written so that a NaN is refused too.
     if not least <= value <= 86_400:
-        reason = f"CORPUSMILL_STORAGE_{name} is {text!r}; write a number of seconds from {least:g} to 86400"
-        raise StorageError(f"CORPUSMILL_STORAGE_{name}", reason)
+        raise StorageError(f"CORPUSMILL_STORAGE_{name}", f"{text!r} is no number of seconds from {least:g} to 86400")
     return value
