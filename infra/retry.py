@@ -80,10 +80,10 @@ class Tries:
         if self._stranger and error.problem is Problem.UNREACHABLE:
             seconds = min(seconds, _STRANGER_SECONDS)
         passed = time.monotonic() - self._started
-        pause = random.uniform(0, min(_MOST_SECONDS, _FIRST_SECONDS * 2**self.count))
-        if passed + pause > seconds:
+        if passed >= seconds:
             raise StorageError(error.url, f"{error.reason} ({_said(self.count, passed)})", error.problem)
-        return pause
+        pause = random.uniform(0, min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(self.count, 30)))
+        return min(pause, seconds - passed)
 
 
 def retried(operation: Callable[[], _T], patience: Patience | None = None) -> _T:

@@ -65,9 +65,9 @@ def test_what_does_not_pass_is_raised_at_once(problem):
 def test_the_time_is_bounded_and_said():
     operation, calls = flaky(10_000)
     started = time.monotonic()
-    with impatient(0.5), pytest.raises(StorageError, match=r"^s3://b/x: trouble \(\d+ tries in 0 s\)$") as ended:
+    with impatient(0.5), pytest.raises(StorageError, match=r"^s3://b/x: trouble \(\d+ tries in \d s\)$") as ended:
         retried(operation)
-    assert time.monotonic() - started < 2 and len(calls) >= 2 and ended.value.problem is Problem.BUSY
+    assert 0.5 <= time.monotonic() - started < 3 and len(calls) >= 2 and ended.value.problem is Problem.BUSY
 
 
 def test_an_address_that_never_answered_gets_less_time(monkeypatch):
