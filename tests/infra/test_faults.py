@@ -269,9 +269,11 @@ def test_an_upload_that_is_not_taken_ends_and_is_made_again(folder, proxy, besid
 def test_a_listing_that_fails_is_no_empty_folder(filled, proxy, settings):
     """fsspec's glob takes an OSError of a listing for a folder without files: a corpus would be short of them."""
     settings.setenv("CORPUSMILL_STORAGE_RETRY_SECONDS", "0.3")
-    glob = f"{filled.url}/th*/*.parquet"
+    glob = f"{filled.url}/*/*.parquet"
     assert len(expand(glob)) == 1
     with proxy.breaking(Fault.SLOW_DOWN, target="list-type=2.*th"), pytest.raises(StorageError, match="overloaded"):
+        expand(glob)
+    with proxy.breaking(Fault.FORBIDDEN, target="list-type=2.*there"), pytest.raises(StorageError, match="denied"):
         expand(glob)
     settings.setenv("AWS_SECRET_ACCESS_KEY", "another")
     with pytest.raises(StorageError, match="secret key"):
