@@ -80,10 +80,10 @@ class Tries:
         if self._stranger and error.problem is Problem.UNREACHABLE:
             seconds = min(seconds, _STRANGER_SECONDS)
         passed = time.monotonic() - self._started
-        pause = random.uniform(0, min(_MOST_SECONDS, _FIRST_SECONDS * 2**self.count))
-        if passed + pause > seconds:
+        if passed >= seconds:
             raise StorageError(error.url, f"{error.reason} ({_said(self.count, passed)})", error.problem)
-        return pause
+        pause = random.uniform(0, min(_MOST_SECONDS, _FIRST_SECONDS * 2 ** min(self.count, 30)))
+        return min(pause, seconds - passed)
 
 
 def retried(operation: Callable[[], _T], patience: Patience | None = None) -> _T:
@@ -127,6 +127,5 @@ def _setting(name: str, otherwise: float, least: float) -> float:
         value = -1.0
     # Written so that a NaN is refused too.
     if not least <= value <= 86_400:
-        reason = f"CORPUSMILL_STORAGE_{name} is {text!r}; write a number of seconds from {least:g} to 86400"
-        raise StorageError(f"CORPUSMILL_STORAGE_{name}", reason)
+        raise StorageError(f"CORPUSMILL_STORAGE_{name}", f"{text!r} is no number of seconds from {least:g} to 86400")
     return value

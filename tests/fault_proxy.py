@@ -41,6 +41,7 @@ class Fault(StrEnum):
     STALL_UPLOAD = "upload not taken"
     CRAWL = "a download that crawls for ever"
     DRIP = "slow download"
+    FORBIDDEN = "403 AccessDenied"
 
 
 # Those that an error answers or a closed connection ends: a client knows at once.
@@ -65,6 +66,7 @@ _ANSWERS = {
     Fault.SLOW_DOWN: (503, "SlowDown", "Please reduce your request rate."),
     Fault.UNAVAILABLE: (503, "ServiceUnavailable", "Please try again."),
     Fault.INTERNAL: (500, "InternalError", "We encountered an internal error. Please try again."),
+    Fault.FORBIDDEN: (403, "AccessDenied", "Access Denied."),
     Fault.TIMEOUT: (400, "RequestTimeout", "Your socket connection was not read from or written to in time."),
 }
 _NEEDS_UPLOAD = {Fault.RESET_UPLOAD, Fault.TORN_UPLOAD, Fault.STALL_UPLOAD}

@@ -254,12 +254,26 @@ def test_a_store_that_fails_for_good_ends_in_one_line(operation, fault, filled, 
     assert set(before) - set(after) <= {"old-1"}
 
 
+def test_an_upload_that_is_not_taken_ends_and_is_made_again(folder, proxy, beside, settings):
+    # More than the buffers on the way hold: nobody is waiting for an answer yet, and no read can time out.
+    data = bytes_of(6, 12 << 20)
+    settings.setattr(retry, "_SLOWEST_BYTES", 8 << 20)
+    settings.setenv("CORPUSMILL_STORAGE_STALL_SECONDS", "2")
+    started = time.monotonic()
+    with proxy.breaking(Fault.STALL_UPLOAD, limit=1) as counted:
+        folder.child("written").write_bytes(data)
+    assert counted.total() == 1 and time.monotonic() - started < 60
+    assert beside(folder.child("written").read_bytes) == data
+
+
 def test_a_listing_that_fails_is_no_empty_folder(filled, proxy, settings):
     """fsspec's glob takes an OSError of a listing for a folder without files: a corpus would be short of them."""
     settings.setenv("CORPUSMILL_STORAGE_RETRY_SECONDS", "0.3")
-    glob = f"{filled.url}/th*/*.parquet"
+    glob = f"{filled.url}/*/*.parquet"
     assert len(expand(glob)) == 1
     with proxy.breaking(Fault.SLOW_DOWN, target="list-type=2.*th"), pytest.raises(StorageError, match="overloaded"):
+        expand(glob)
+    with proxy.breaking(Fault.FORBIDDEN, target="list-type=2.*there"), pytest.raises(StorageError, match="denied"):
         expand(glob)
     settings.setenv("AWS_SECRET_ACCESS_KEY", "another")
     with pytest.raises(StorageError, match="secret key"):
@@ -324,13 +338,13 @@ def test_a_store_that_was_given_up_is_asked_briefly_until_it_answers(filled, pro
         return time.monotonic() - started
 
     first, second = seconds(), seconds()
-    assert first > 0.6 > second, "a run that ends would wait anew at each thing it still does"
+    assert first >= 1.5 > 1.0 > second, "a run that ends would wait anew at each thing it still does"
     assert file.read_bytes() == bytes_of(100)
-    assert seconds() > 0.6
+    assert seconds() >= 1.5
 
 
 def test_what_can_wait_is_not_tried_for_long(filled, proxy):
-    with retry.impatient(0.3), proxy.breaking(Fault.SLOW_DOWN), pytest.raises(StorageError, match=" in 0 s"):
+    with retry.impatient(0.3), proxy.breaking(Fault.SLOW_DOWN), pytest.raises(StorageError, match=r" in \d s"):
         filled.child("there", "a.bin").read_bytes()
 
 

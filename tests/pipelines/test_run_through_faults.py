@@ -65,7 +65,7 @@ def run(s3: S3Server, folder: Path, table: str, endpoint: str, **environment: st
 @pytest.mark.slow
 @pytest.mark.usefixtures("inputs", "cache")
 def test_a_table_whose_disk_is_full_ends_the_run_in_one_line_and_the_next_run_goes_on(s3, tmp_path):
-    with small_disk(tmp_path / "disk", 64) as disk:
+    with small_disk(tmp_path / "disk", 40) as disk:
         code, said = run(s3, tmp_path / "full", str(disk / "table"), s3.endpoint)
         assert code == 3, said
         last = said.strip().splitlines()[-1]
