@@ -128,4 +128,6 @@ def test_work_that_nobody_has_published_is_traced(tmp_path, capsys) -> None:
     table = Location(str(tmp_path / "t"))
     write_work(table, "run-1", pa.Table.from_pylist([row(5)], schema=SCHEMA))
     code, out, _ = call(capsys, "trace", table.url, f"{5:032x}")
+    # Its source is on a bucket that cannot be read from here: that is said, and the rest is shown.
+    assert "not compared: s3://corpus/part-0.parquet: " in " ".join(out.split())
     assert code == 0 and "finished; the next publish puts it into the table" in " ".join(out.split())
