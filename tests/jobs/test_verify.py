@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -22,7 +23,7 @@ from tests.checkpoints import Shape, make_checkpoint
 from tests.pipelines.corpora import documents, write_shards
 from tests.pipelines.whole_table import SUMMARY, job_text, run_here
 
-from .tables import TEXT, row, write_table
+from .tables import SCHEMA, TEXT, row, write_table
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +121,9 @@ def test_a_trace_fits_and_holds_nothing_unsafe(width: int) -> None:
     assert "\x1b" not in text and "\u202e" not in text and "marker" not in text
 
 
-def test_work_that_nobody_has_published_is_traced(tmp_path, capsys) -> None:
-    import pyarrow as pa
-
-    from .tables import SCHEMA
-
+def test_work_that_nobody_has_published_is_traced(tmp_path, capsys, monkeypatch) -> None:
+    for name, value in (("AWS_EC2_METADATA_DISABLED", "true"), ("AWS_ENDPOINT_URL", "http://127.0.0.1:9")):
+        monkeypatch.setenv(name, value)
     table = Location(str(tmp_path / "t"))
     write_work(table, "run-1", pa.Table.from_pylist([row(5)], schema=SCHEMA))
     code, out, _ = call(capsys, "trace", table.url, f"{5:032x}")
