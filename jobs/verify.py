@@ -74,7 +74,7 @@ def show_verification(console: Console, result: Verification) -> None:
 
 
 def _looked_at(check: Check) -> str:
-    return ", ".join(f"{number:,} {what}" for what, number in check.looked.items() if number) or "nothing is there"
+    return ", ".join(f"{what} {number:,}" for what, number in check.looked.items() if number) or "nothing is there"
 
 
 def _show_found(console: Console, found: Mapping[str, Found], style: str, name: str | None = None) -> None:

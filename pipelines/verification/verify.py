@@ -60,7 +60,8 @@ def verify_table(
             pairs.note("no run of this table has come to its end yet, so nothing is asked for")
         else:
             say("reading the keys asked for")
-            ask(table, manifests[complete], ledger, pairs)
+            run = manifests[complete]
+            ask(table, run, jobs[str(run.get("run_id"))], ledger, pairs)
         ledger.check(keys, pairs, scanned.names, later=bool(complete) or holder is not None)
         check_runs(table, manifests, scanned, runs)
         sources.check(source, say)

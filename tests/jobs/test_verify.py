@@ -60,7 +60,7 @@ def test_exit_codes(folder, tmp_path, capsys, monkeypatch) -> None:
     assert (code, err) == (2, "")
     assert "variable WHERE is not set" in " ".join(out.split()) and "--job" in out
     code, out, _ = call(capsys, "verify", table, "--job", str(folder / "job.yaml"), "--reproduce", "1")
-    assert code == 0 and "Everything holds." in out and "1 rows equal" in out
+    assert code == 0 and "Everything holds." in out and "rows equal 1" in out
     monkeypatch.setenv("WHERE", str(folder))
     assert call(capsys, "verify", table)[0] == 0
     code, out, _ = call(capsys, "verify", str(write_table(tmp_path / "t", ok=2)))
@@ -102,7 +102,7 @@ def test_a_verification_fits_and_holds_nothing_unsafe(width: int) -> None:
     undone.left_out("https://me:marker@host/x is away")
     good.note("worth a look", "somewhere")
     text = shown(width, show_verification, Verification(table="s3://b/t", holder=None, checks=[good, bad, undone]))
-    assert "12,345 keys in results/" in text and "(1,234)" in text and "1 check failed: rows." in text
+    assert "keys in results/ 12,345" in text and "(1,234)" in text and "1 check failed: rows." in text
     assert "\x1b" not in text and "\u202e" not in text and "marker" not in text
 
 

@@ -225,6 +225,11 @@ def test_counts_that_were_edited(table):
     }
 
 
+def test_a_run_that_skipped_a_source_row(table):
+    edit_manifest(table, lambda manifest: manifest["inputs"][0].update(rows=manifest["inputs"][0]["rows"] + 1))
+    assert wrong(verified(table)) == {("pairs", "the run counted other documents than its source files have rows")}
+
+
 def test_keys_that_are_gone(table):
     (path,) = (table / "_runs").glob("*/keys.parquet")
     path.unlink()
