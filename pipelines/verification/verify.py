@@ -15,7 +15,7 @@ from .pairs import KEYS, KeyLedger, ask
 from .report import Check, Verification
 from .reproduce import Sample, check_again
 from .runs import check_runs, spans
-from .scan import ZONES, Scan
+from .scan import ZONES, RowSink, Scan
 from .source import PLACES, SourceLedger
 from .spill import Spill
 
@@ -53,7 +53,7 @@ def verify_table(
         by_run = {str(manifest.get("run_id")): manifest for manifest in manifests}
         sources = SourceLedger(place_spill, jobs, by_run)
         sample = Sample(reproduce, seed)
-        sinks = [ledger, sources, *([sample] if reproduce else [])]
+        sinks: list[RowSink] = [ledger, sources, *([sample] if reproduce else [])]
         scanned = Scan(table, files, rows, sinks, spans(manifests)).run(say)
         complete = next((n for n, manifest in enumerate(manifests) if manifest.get("exit") == 0), None)
         if complete is None:
