@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from infra.storage import redact
@@ -57,7 +58,7 @@ def show_verification(console: Console, result: Verification) -> None:
     console.print(table(["check", "", ("looked at", "fold")], rows))
     for check in result.checks:
         if check.problems:
-            heading(console, f"{check.name}: {check.claim}: not so")
+            heading(console, f"{check.name} (expected: {check.claim})")
             _show_found(console, check.problems, "red")
     for check in result.checks:
         for reason in check.undone:
@@ -74,7 +75,7 @@ def show_verification(console: Console, result: Verification) -> None:
 
 
 def _looked_at(check: Check) -> str:
-    return ", ".join(f"{number:,} {what}" for what, number in check.looked.items() if number) or "nothing is there"
+    return ", ".join(f"{what} {number:,}" for what, number in check.looked.items() if number) or "nothing is there"
 
 
 def _show_found(console: Console, found: Mapping[str, Found], style: str, name: str | None = None) -> None:
@@ -82,7 +83,7 @@ def _show_found(console: Console, found: Mapping[str, Found], style: str, name: 
         times = f" ({each.count:,})" if each.count > 1 else ""
         plain(console, f"{f'{name}: ' if name else ''}{one_line(redact(what))}{times}", style)
         for example in each.examples:
-            plain(console, f"  {one_line(redact(example))}")
+            console.print(Padding(Text(one_line(redact(example))), (0, 0, 0, 2)))
 
 
 def _remedy(check: Check) -> str:

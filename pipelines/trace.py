@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -137,21 +137,30 @@ def _source_now(row: Mapping[str, Any], run: Mapping[str, Any], job: JobSpec | s
     then = next((e.get("etag") for e in run.get("inputs") or () if e.get("path") == path), None)
     if path is None or number is None:
         return SourceNow(path=path, row=number, unread="the row names no place in a source")
-    if isinstance(job, str):
-        return SourceNow(path=path, row=number, then=then, now=_etag(_file(path, None)), unread=job)
-    reader = SourceReader.of(job.source)
+    try:
+        return _read_source(row, SourceNow(path=path, row=number, then=then), job)
+    except (StorageError, RunError) as error:
+        # The rest of the row's story stands, whatever has become of its source.
+        return SourceNow(path=path, row=number, then=then, unread=str(error))
+
+
+def _read_source(row: Mapping[str, Any], known: SourceNow, job: JobSpec | str) -> SourceNow:
+    path, number = str(known.path), int(known.row or 0)
+    reader = None if isinstance(job, str) else SourceReader.of(job.source)
     file = _file(path, reader)
-    known = {"path": path, "row": number, "then": then, "now": _etag(file)}
+    known = replace(known, now=None if file is None else file.etag)
+    if reader is None:
+        return replace(known, unread=str(job))
     if file is None:
-        return SourceNow(**known, unread="the file is gone")
+        return replace(known, unread="the file is gone")
     groups = reader.row_groups(file.url)
     if groups is None:
-        return SourceNow(**known, unread="the file can no longer be read as the job describes it")
+        return replace(known, unread="the file can no longer be read as the job describes it")
     document = next(reader.documents(only_row(groups, number)), None)
     if document is None:
-        return SourceNow(**known, unread="the file has no such row any more")
+        return replace(known, unread="the file has no such row any more")
     same = None if row["document_sha256"] is None else document.sha256 == row["document_sha256"]
-    return SourceNow(**known, same=same, text=document.text, images=document.image_count)
+    return replace(known, same=same, text=document.text, images=document.image_count)
 
 
 def _file(path: str, reader: SourceReader | None) -> FileInfo | None:
@@ -159,10 +168,6 @@ def _file(path: str, reader: SourceReader | None) -> FileInfo | None:
     if "***" in path:
         return reader.listed().get(path) if reader else None
     return Location(path).info()
-
-
-def _etag(file: FileInfo | None) -> str | None:
-    return None if file is None else file.etag
 
 
 def _relatives(

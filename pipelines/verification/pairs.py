@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from infra.storage import Location, Problem, StorageError
 
 from ..asked import asked_keys
+from ..job import JobSpec
 from ..keys import hex_of, keys_of
 from ..resume import FAILED, OK, REJECTED, STATUS_NAMES, status_codes
 from .report import EXAMPLES, Check
@@ -143,7 +144,7 @@ def _look_at_pairs(groups: _Groups, check: Check, later: bool) -> None:
     groups.told(check, "a pair has another status than its run counted", other)
 
 
-def ask(table: Location, manifest: Mapping[str, Any], ledger: KeyLedger, check: Check) -> None:
+def ask(table: Location, manifest: Mapping[str, Any], job: JobSpec | str, ledger: KeyLedger, check: Check) -> None:
     """Puts the pairs that a complete run asked for into the ledger, and compares them with the manifest's counts."""
     run_id, counts = str(manifest.get("run_id")), manifest.get("counts") or {}
     tasks = {str(task.get("name")): n for n, task in enumerate(manifest.get("tasks") or ())}
@@ -169,6 +170,8 @@ def ask(table: Location, manifest: Mapping[str, Any], ledger: KeyLedger, check: 
         if found[task, "pending"]:
             check.wrong("a pair came to no end", f"{task} of run {run_id}", found[task, "pending"])
     _look_at_documents(manifest, check)
+    if not isinstance(job, str) and job.source.filter is None and "/_samples/" not in table.url:
+        _look_at_inputs(manifest, check)
 
 
 def _look_at_documents(manifest: Mapping[str, Any], check: Check) -> None:
@@ -183,3 +186,12 @@ def _look_at_documents(manifest: Mapping[str, Any], check: Check) -> None:
         if total != documents:
             line = f"{task} of run {manifest.get('run_id')}: {total:,} pairs for {documents:,} documents"
             check.wrong("a task does not answer for each document", line)
+
+
+def _look_at_inputs(manifest: Mapping[str, Any], check: Check) -> None:
+    """Without a filter each row of the source files is a document, and so is each file that could not be read."""
+    inputs, documents = manifest.get("inputs") or (), manifest.get("documents")
+    rows = sum(int(entry.get("rows") or 0) for entry in inputs) + len(manifest.get("unreadable") or ())
+    if documents is not None and rows != documents:
+        line = f"run {manifest.get('run_id')}: {rows:,} rows in its inputs, {documents:,} documents"
+        check.wrong("the run counted other documents than its source files have rows", line)

@@ -22,7 +22,8 @@ from .rows import Span, keys_left_out, row_problems, whole_keys
 
 # In the order in which rows move, so that a publisher at work hides none.
 ZONES = ("_work", "results", "errors")
-_ROWS = 1 << 16
+# Rows looked at together: by their size, because a text may be long.
+_ROWS, _BYTES = 1 << 16, 64 << 20
 # What the rows of one run and task share, for the comparison with the run's manifest.
 SHARED = (
     "run_id", "task", "status", "kind", "language", "task_fingerprint", "model", "model_revision", "backend", "seed",
@@ -176,4 +177,6 @@ def _batches(location: Location) -> Iterator[pq.ParquetFile | pa.RecordBatch]:
     """The open file, then its rows: read errors come out of here, the caller's own do not pass through."""
     with reading(location) as opened:
         yield opened
-        yield from opened.iter_batches(_ROWS, use_threads=False)
+        groups = [opened.metadata.row_group(n) for n in range(opened.metadata.num_row_groups)]
+        largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+        yield from opened.iter_batches(max(1, min(_ROWS, _BYTES // max(1, largest))), use_threads=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from io import BufferedWriter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ class Spill:
         self._folder = folder
         self._dtype = dtype
         self._stack = ExitStack()
-        self._files: dict[int, object] = {}
+        self._files: dict[int, BufferedWriter] = {}
 
     def add(self, places: np.ndarray, records: np.ndarray) -> None:
         """Takes records in; `places` (uint8) says of each which partition it belongs to: equal things, equal places."""
@@ -50,7 +51,7 @@ class Spill:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _file(self, number: int):
+    def _file(self, number: int) -> BufferedWriter:
         if number not in self._files:
             path = self._folder / f"{number}"
             self._files[number] = self._stack.enter_context(path.open("wb", buffering=_BUFFER))

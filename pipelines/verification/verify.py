@@ -15,7 +15,7 @@ from .pairs import KEYS, KeyLedger, ask
 from .report import Check, Verification
 from .reproduce import Sample, check_again
 from .runs import check_runs, spans
-from .scan import ZONES, Scan
+from .scan import ZONES, RowSink, Scan
 from .source import PLACES, SourceLedger
 from .spill import Spill
 
@@ -53,14 +53,15 @@ def verify_table(
         by_run = {str(manifest.get("run_id")): manifest for manifest in manifests}
         sources = SourceLedger(place_spill, jobs, by_run)
         sample = Sample(reproduce, seed)
-        sinks = [ledger, sources, *([sample] if reproduce else [])]
+        sinks: list[RowSink] = [ledger, sources, *([sample] if reproduce else [])]
         scanned = Scan(table, files, rows, sinks, spans(manifests)).run(say)
         complete = next((n for n, manifest in enumerate(manifests) if manifest.get("exit") == 0), None)
         if complete is None:
             pairs.note("no run of this table has come to its end yet, so nothing is asked for")
         else:
             say("reading the keys asked for")
-            ask(table, manifests[complete], ledger, pairs)
+            run = manifests[complete]
+            ask(table, run, jobs[str(run.get("run_id"))], ledger, pairs)
         ledger.check(keys, pairs, scanned.names, later=bool(complete) or holder is not None)
         check_runs(table, manifests, scanned, runs)
         sources.check(source, say)

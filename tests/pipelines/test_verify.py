@@ -18,6 +18,7 @@ from jobs.recorded import recorded_job
 from pipelines.errors import TableError
 from pipelines.publish import write_work
 from pipelines.table import TableFile, footer_keys
+from pipelines.trace import trace_row
 from pipelines.verification.report import Verification
 from pipelines.verification.verify import verify_table
 
@@ -222,6 +223,11 @@ def test_counts_that_were_edited(table):
         ("pairs", "a task does not answer for each document"),
         ("runs", "a run has fewer ok rows than it made"),
     }
+
+
+def test_a_run_that_skipped_a_source_row(table):
+    edit_manifest(table, lambda manifest: manifest["inputs"][0].update(rows=manifest["inputs"][0]["rows"] + 1))
+    assert wrong(verified(table)) == {("pairs", "the run counted other documents than its source files have rows")}
 
 
 def test_keys_that_are_gone(table):
@@ -455,6 +461,21 @@ def test_a_model_that_is_another_now(own, model, monkeypatch):
     result = verified(own / "table", reproduce=2)
     assert result.state == "not checked" and wrong(result) == set()
     assert ("reproduced", "not made again: the model at its path is another now") in noted(result)
+
+
+def test_a_table_in_a_bucket(s3, tmp_path, model):
+    write_shards(tmp_path / "corpus", [row for row in documents(9) if row["body"]][:2], shards=1, group=2)
+    folder = s3.url("verified")
+    Location(f"{folder}/corpus").child("shard-0.parquet").upload(tmp_path / "corpus" / "shard-0.parquet")
+    run_here(job_text(folder, model, [SUMMARY]))
+    result = verify_table(f"{folder}/table", recorded_job, reproduce=1)
+    assert result.state == "passed" and looked(result, "source")["rows whose content is the same"] == 2
+    (file,) = Location(f"{folder}/table").child("results", "summary").list_files()
+    key = pq.read_table(file.path, filesystem=Location(file.url).fs).column("key")[1].as_py()
+    found = trace_row(f"{folder}/table", key, recorded_job)
+    assert found.source.same is True and found.source.then == found.source.now
+    Location(file.url).write_bytes(b"PAR1 cut")
+    assert ("files", "a file cannot be read") in wrong(verify_table(f"{folder}/table", recorded_job))
 
 
 def test_there_is_no_table(tmp_path):
