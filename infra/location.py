@@ -6,7 +6,6 @@ import hashlib
 import os
 import posixpath
 import shutil
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import pyarrow as pa
 from fsspec.core import split_protocol, url_to_fs
 
 from . import local_files
+from .file_versions import etag_and_version
 from .storage_errors import StorageError, codes, no_bucket, redact_url, storage_errors
 
 _S3 = ("s3", "s3a")
@@ -27,17 +27,12 @@ _RENAMING = ("hdfs", "webhdfs", "sftp", "ssh", "smb", "ftp", "arrow_hdfs")
 _CONDITION_FAILED = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _CONDITION_UNKNOWN = {"NotImplemented", "501", "InvalidArgument"}
 _READ_AHEAD = 512 * 1024
-# A store without etags may tell times in whole seconds: a file as young as this may change and keep its time.
-_YOUNG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """A file as its store lists it: `path` is `url` without the scheme; a new content has a new `etag`.
-
-    `version` is what may be trusted from one run to the next: the etag, on local disks with the inode and the time of
-    its last change, which nobody can set back; "" where the store tells nothing to trust.
-    """
+    """A file as its store lists it: `path` is `url` without the scheme; a new content has a new `etag`; `version` is
+    what may be trusted from one run to the next, "" for nothing."""
 
     url: str
     path: str
@@ -201,7 +196,9 @@ class Location:
         """When the file was last written by the store's clock (seconds since 1970); None when it does not say."""
         found = self._info()
         stamp = None if found is None else _first(found, "LastModified", "mtime", "last_modified", "updated", "created")
-        return _seconds(stamp)
+        if isinstance(stamp, datetime):
+            return stamp.replace(tzinfo=stamp.tzinfo or UTC).timestamp()
+        return float(stamp) if isinstance(stamp, int | float) else None
 
     def below(self, file: FileInfo) -> str:
         """The file's path relative to this folder."""
@@ -234,15 +231,7 @@ class Location:
         if self.is_local and "mtime_ns" not in entry:
             entry = local_files.info(str(entry["name"]))
         size, name = int(entry["size"] or 0), str(entry["name"])
-        etag = version = _first(entry, "ETag", "etag")
-        if etag is None:
-            stamp = _first(entry, "mtime_ns", "mtime", "created", "LastModified", "last_modified", "updated")
-            etag = f"{size}-{stamp.timestamp() if isinstance(stamp, datetime) else stamp}"
-            if self.is_local:
-                version = f"{etag}-{entry['ino']}-{entry['ctime_ns']}"
-            elif (_seconds(stamp) or time.time()) < time.time() - _YOUNG_SECONDS:
-                version = etag
-        etag, version = str(etag).strip('"'), str(version or "").strip('"')
+        etag, version = etag_and_version(entry, size)
         return FileInfo(url=self._url_of(name), path=name, size=size, etag=etag, version=version)
 
     def _url_of(self, path: str) -> str:
@@ -303,13 +292,6 @@ def hidden(below: str, marks: str) -> bool:
 
 def _first(entry: Mapping[str, Any], *names: str) -> Any:
     return next((entry[name] for name in names if entry.get(name)), None)
-
-
-def _seconds(stamp: Any) -> float | None:
-    """A store's time as seconds since 1970; None when it is none."""
-    if isinstance(stamp, datetime):
-        return stamp.replace(tzinfo=stamp.tzinfo or UTC).timestamp()
-    return float(stamp) if isinstance(stamp, int | float) else None
 
 
 def _absolute(url: str) -> str:
