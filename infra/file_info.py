@@ -1,15 +1,11 @@
-"""A file as its store lists it, and what of that may be trusted."""
+"""A file as its store lists it."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-
-# A store without etags may tell times in whole seconds: a file as young as this may change and keep its time.
-_YOUNG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +21,6 @@ class FileInfo:
     size: int
     etag: str
     version: str = ""
-
-
-def identity(entry: Mapping[str, Any], size: int, local: bool) -> tuple[str, str]:
-    """The etag and the version (see FileInfo) of an fsspec entry."""
-    etag = version = first(entry, "ETag", "etag")
-    if etag is None:
-        stamp = first(entry, "mtime_ns", "mtime", "created", "LastModified", "last_modified", "updated")
-        etag = f"{size}-{stamp.timestamp() if isinstance(stamp, datetime) else stamp}"
-        if local:
-            version = f"{etag}-{entry['ino']}-{entry['ctime_ns']}"
-        elif (seconds(stamp) or time.time()) < time.time() - _YOUNG_SECONDS:
-            version = etag
-    return str(etag).strip('"'), str(version or "").strip('"')
 
 
 def hidden(below: str, marks: str) -> bool:

@@ -15,7 +15,8 @@ import fsspec
 from fsspec.core import split_protocol, url_to_fs
 
 from . import conditions, local_files
-from .file_info import FileInfo, first, hidden, identity, seconds
+from .file_info import FileInfo, first, hidden, seconds
+from .file_versions import etag_and_version
 from .inputs import local_input, remote_input, s3_input
 from .retry import retried
 from .storage_errors import StorageError, codes, no_bucket, redact_url, storage_errors
@@ -233,7 +234,7 @@ class Location:
         if self.is_local and "mtime_ns" not in entry:
             entry = local_files.info(str(entry["name"]))
         size, name = int(entry["size"] or 0), str(entry["name"])
-        etag, version = identity(entry, size, self.is_local)
+        etag, version = etag_and_version(entry, size)
         return FileInfo(url=self._url_of(name), path=name, size=size, etag=etag, version=version)
 
     def _url_of(self, path: str) -> str:

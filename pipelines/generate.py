@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -154,11 +154,16 @@ def _stream(
     skip = skip_done(run.table, resolved.corpus, groups, tally.tasks, read_done(run.table, zones), retry_failed)
     tally.skip(skip)
     published = told = time.monotonic()
-    with LedgerWriter(run.table, run.run_id, resolved.corpus, skip.groups, resolved.decides) as ledger:
+    outcomes = graph.outcome_blocks(resolved, settings, skip.done, skip.groups, ray_cluster)
+    # Closed on the way out, so that the graph is not running on while what it made is published.
+    with (
+        LedgerWriter(run.table, run.run_id, resolved.corpus, skip.groups, resolved.decides) as ledger,
+        closing(outcomes),
+    ):
         ledger.refer(skip.records)
         if on_progress and skip.documents:
             on_progress(tally.progress)
-        for outcome in graph.outcome_blocks(resolved, settings, skip.done, skip.groups, ray_cluster):
+        for outcome in outcomes:
             tally.add(outcome)
             ledger.add(outcome)
             now = time.monotonic()

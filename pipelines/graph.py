@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -100,7 +100,7 @@ def outcomes(
 
 def outcome_blocks(
     resolved: Resolved, settings: StageSettings, done: DoneIndex, groups: list[RowGroup], cluster: Cluster
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table, None, None]:
     """The blocks of `outcomes`, none when there is nothing to read."""
     if groups or resolved.corpus.unreadable:
         yield from blocks(outcomes(resolved, settings, share(done), groups, cluster))

@@ -88,6 +88,7 @@ def run(
 ) -> Ran:
     """One run; `meanwhile` is called before the ledger is closed. Not `end`: killed then, its rows in `_work/`."""
     run_id = lineage.new_run_id()
+    lineage.write_manifest(job.table, run_id, {"run_id": run_id, "exit": None})
     corpus = job.scan()
     skip = job.skip(corpus, retry_failed)
     tally = Tally(tasks=[task.name for task in job.tasks], documents_total=corpus.documents)

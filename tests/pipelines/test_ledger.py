@@ -21,6 +21,7 @@ from pipelines.ledger import LedgerWriter
 from pipelines.read import Read, as_units
 from pipelines.reports import TaskCounts
 from pipelines.resume import FAILED, OK
+from pipelines.source import scan
 
 from .by_hand import CAPTION, SUMMARY, Job, Ran, outcomes_of, run
 from .corpora import SCHEMA, documents, write_shards
@@ -174,8 +175,10 @@ def test_a_new_file_with_a_known_id_changes_who_comes_first(folder):
 def test_what_decides_the_keys_decides_what_is_read(folder, tasks, changes):
     run(Job.make(folder))
     job = Job.make(folder, tasks, **changes)
-    skip = job.skip(job.scan())
+    corpus = job.scan()
+    skip = job.skip(corpus)
     assert len(skip.groups) == 6 and skip.documents == 0
+    assert corpus.row_groups == scan(job.source).row_groups
 
 
 def test_fewer_tasks_are_covered_and_only_they_are_asked(folder):
@@ -202,6 +205,17 @@ def test_failed_pairs_are_tried_again_until_their_attempts_are_used_up(folder):
     retried = run(job, retry_failed=True)
     assert retried.made == [("doc-009", "summary")] and len(retried.read) == 1
     assert run(job, retry_failed=True).read == []
+
+
+def test_a_status_that_a_killed_run_changed_is_written_down_by_the_next(folder):
+    job = Job.make(folder)
+    first = run(job, status=lambda document, task: FAILED if document == "doc-009" else OK)
+    assert {status for _, _, status in asked(job, first)} == {"ok", "failed"}
+    killed = run(job, end=False, part_pairs=1 << 20)
+    assert killed.made == [("doc-009", "summary")] and ledger(job, killed, "groups-*") == []
+    again = run(job)
+    assert again.made == [] and len(again.read) == 1, "the row is there, but no ledger says so"
+    assert {status for _, _, status in asked(job, again)} == {"ok"} and run(job).read == []
 
 
 def test_a_ledger_alone_makes_nothing_done(folder):
@@ -271,6 +285,9 @@ def test_a_file_that_changes_while_the_run_reads_is_not_written_down(folder):
     rows = documents(24)
     first = run(job, part_pairs=1 << 20, meanwhile=lambda: rewrite(folder, rows[:-1], 2))
     assert len(first.read) == 6
+    written = {url for path in ledger(job, first, "groups-*") for url in pq.read_table(path)["url"].to_pylist()}
+    # An etag that comes back with its content must not bring back the keys of what was read in between.
+    assert {Path(url).name for url in written} == {"shard-0.parquet", "shard-1.parquet"}
     assert {name for name, _ in run(job).read} == {"shard-2.parquet"}
 
 
