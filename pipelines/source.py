@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from .columns import carried_schema, check_columns
 from .damage import damage, first_line
 from .errors import SourceError
 from .job import SourceSpec
+from .page_limits import claimed_rows, decoded, dictionary_columns, limits_of
 from .schema import OUTPUT
 
 _PARALLEL = 16
@@ -127,7 +129,9 @@ def sample(corpus: Corpus, count: int) -> list[RowGroup]:
 def _footer(file: FileInfo) -> tuple[FileInfo, pq.FileMetaData] | UnreadableFile:
     try:
         with storage_errors(file.url), Location(file.url).open_input() as opened, damage() as found:
-            return file, pq.read_metadata(opened)
+            footer = pq.read_metadata(opened)
+            problem = claimed_rows(footer)
+            return UnreadableFile(url=file.url, etag=file.etag, reason=problem) if problem else (file, footer)
     except StorageError as error:
         if error.problem is Problem.MISSING:
             return UnreadableFile(url=file.url, etag=file.etag, reason="the file vanished while the source was read")
@@ -158,16 +162,30 @@ def _with_duplicates(source: SourceSpec, footers: Sequence[tuple[FileInfo, pq.Fi
 
 def _ids(source: SourceSpec, place: RowGroup) -> tuple[pa.ChunkedArray, str | None]:
     """The ids of the rows that pass; or as many nulls as there are rows, and why the ids cannot be read."""
-    columns = filter_columns(source)
+    problem = None
     try:
         with storage_errors(place.url), Location(place.url).open_input() as opened, damage() as found:
-            table = pq.ParquetFile(opened).read_row_group(place.index, columns=columns, use_threads=False)
+            table, problem = _columns(opened, place, filter_columns(source))
     except StorageError as error:
         raise SourceError(str(error)) from error
     if found:
         problem = f"row group {place.index} cannot be decoded ({found[0]})"
+    if problem:
         return pa.chunked_array([pa.nulls(place.rows, pa.string())]), problem
     return filtered(table, source).column(source.id).cast(pa.string()), None
+
+
+def _columns(opened: Any, place: RowGroup, columns: list[str]) -> tuple[pa.Table | None, str | None]:
+    """Whole columns of a row group, or why they are not read: they would take more memory than anybody's ids do."""
+    footer = pq.read_metadata(opened)
+    local = Location(place.url).is_local
+    problem = limits_of(opened, footer, place.index, columns, local=local, whole=True).problem
+    if problem:
+        return None, problem
+    schema = footer.schema.to_arrow_schema()
+    file = pq.ParquetFile(opened, metadata=footer, read_dictionary=dictionary_columns(schema, columns))
+    table = decoded(file.read_row_group(place.index, columns=columns, use_threads=False), schema)
+    return table, None if table is not None else f"row group {place.index}: its ids repeat too many bytes to be read"
 
 
 def filter_columns(source: SourceSpec) -> list[str]:

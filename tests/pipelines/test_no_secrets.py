@@ -46,13 +46,13 @@ def said_by(job: Path, *, debug: bool = False, **environment: str) -> tuple[int,
     found: set[bytes] = set()
     try:
         while process.poll() is None:
-            for (pid, _), _ in processes():
+            for (pid, _), _ in processes():  # the S3 server is given its key there, and is no part of a run
                 with suppress(OSError):
                     titles.add(Path(f"/proc/{pid}/cmdline").read_bytes())
             found |= holding_a_secret(scratch)
             time.sleep(0.3)
         said = process.communicate(timeout=30)[0]
-        found |= holding_a_secret(scratch) | {title for title in titles if is_secret(title)}
+        found |= holding_a_secret(scratch) | {title for title in titles if is_secret(title) and b"rclone" not in title}
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
