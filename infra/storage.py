@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .file_info import FileInfo
+from .file_info import FileInfo, hidden
 from .local_files import remove_dead_temporaries, scratch_folder
 from .location import Location
 from .retry import impatient
@@ -20,6 +20,7 @@ __all__ = [
     "expand",
     "explain",
     "full_scratch",
+    "hidden",
     "impatient",
     "redact",
     "redact_url",

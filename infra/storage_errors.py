@@ -15,12 +15,24 @@ from urllib.parse import quote
 
 HIDDEN = "***"
 _ALWAYS_SECRET = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
-_SECRET_SUFFIXES = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "KEY", "CONNECTION_STRING")
+_SECRET_SUFFIXES = (
+    "SECRET", "SECRETS", "TOKEN", "TOKENS", "PASSWORD", "PASSWORDS", "PASSWD", "PASSPHRASE", "_PASS", "_PW", "_PWD",
+    "KEY", "KEYS", "CONNECTION_STRING", "_DSN", "CREDENTIAL", "CREDENTIALS", "_SAS", "_SIG", "SIGNATURE", "_AUTH",
+    "AUTHORIZATION", "BEARER", "JWT", "COOKIE",
+)  # fmt: skip
 _SHORTEST_SECRET = 8
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")
+# A password may hold a slash, as AWS's do; a port holds digits alone.
+_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^/?#\s]*|[^/?#\s@:]*:(?!\d+/)[^?#\s@]*)@")
 # Only http's "?" always opens a query; elsewhere one without a "=" is a glob's.
 _QUERY = re.compile(
     r"(https?://[^\s?'\"]*)\?[^\s'\"]+|([A-Za-z][A-Za-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"=]*=[^\s'\"]*", re.IGNORECASE
+)
+# What stores, signed URLs and connection strings call a secret, wherever it stands; and what an HTTP header says.
+_NAMED = re.compile(
+    r"\b((?:X-Amz-(?:Signature|Credential|Security-Token)|X-Goog-(?:Signature|Credential)|AccountKey|SharedAccess(?:Key|"
+    r"Signature)|AWSAccessKeyId|aws_secret_access_key|aws_session_token|access_token|api[_-]?key|password|passwd|secret|sig)"
+    r"\s*=\s*)[^\s&;,'\"]+|\b(Authorization\W+(?:\w+\s+)?|Bearer\s+(?=\S{16}))[A-Za-z0-9._~+/=-]{8,}",
+    re.IGNORECASE,
 )
 _MESSAGE_LENGTH = 300
 
@@ -131,8 +143,12 @@ def redact_url(url: str) -> str:
 
 
 def redact(text: str) -> str:
-    """The text without credentials: URLs' users and query strings, and the values of secret environment variables."""
-    text = redact_url(text)
+    """The text without credentials.
+
+    Hidden are URLs' users and query strings, what stands behind the names that stores give to a secret, and the values
+    of environment variables whose name ends as a secret's does (`_TOKEN`, `_KEY`, `PASSWORD`, …; a number may follow).
+    """
+    text = _NAMED.sub(lambda match: f"{match[1] or match[2]}{HIDDEN}", redact_url(text))
     for value in sorted(_secrets(os.environ), key=len, reverse=True):
         for spelled in {value, quote(value, safe=""), json.dumps(value)[1:-1]}:
             text = text.replace(spelled, HIDDEN)
@@ -144,7 +160,7 @@ def _secrets(environment: Mapping[str, str]) -> set[str]:
         value
         for name, value in environment.items()
         if (name in _ALWAYS_SECRET and value)
-        or (name.upper().endswith(_SECRET_SUFFIXES) and len(value) >= _SHORTEST_SECRET)
+        or (name.upper().rstrip("_0123456789").endswith(_SECRET_SUFFIXES) and len(value) >= _SHORTEST_SECRET)
     }
 
 

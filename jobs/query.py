@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO
 
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from .choices import Format
 from .render import plain, table
-from .table_view import open_table, query_error, run_sql
+from .table_view import open_table, run_sql
 from .text import count, escape
 
 MAX_ROWS = 50
@@ -34,18 +35,18 @@ def query(path: str, sql: str, form: Format, console: Console, out: TextIO | Non
     stream = sys.stdout if out is None else out
     connection = open_table(path)
     try:
-        reader = run_sql(connection, sql)
-        match form:
-            case Format.CSV:
-                _csv(reader, stream)
-            case Format.JSON:
-                _json(reader, stream)
-            case _:
-                _table(reader, console)
-    except (duckdb.Error, pa.ArrowException) as error:
-        raise query_error(error) from error
+        with run_sql(connection, sql) as reader:
+            match form:
+                case Format.CSV:
+                    _csv(reader, stream)
+                case Format.JSON:
+                    _json(reader, stream)
+                case _:
+                    _table(reader, console)
     finally:
-        connection.close()
+        # Ctrl-C while DuckDB parses: it does not hear the interrupt, and does not let itself be closed meanwhile.
+        with suppress(duckdb.Error):
+            connection.close()
 
 
 def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:

@@ -20,6 +20,10 @@ from .problems import YamlPath, dotted, join, known_keys, sentence, settle
 # One entry per thing in the file; far above any real job, far below what a file of nested aliases unfolds to.
 _MAX_ENTRIES = 20_000
 _MAX_BYTES = 4 << 20
+# YAML's numbers to the base 60, 1:30:00, take time with the square of their length.
+_LONGEST_NUMBER = 1000
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MERGE = "tag:yaml.org,2002:merge"
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -69,13 +73,14 @@ def _read(path: Path) -> str:
     if path.is_dir():
         raise JobFileError([f"{path}: this is a folder; name the job file in it"])
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:  # not all of it: /dev/zero has no end
+            raw = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise JobFileError([f"{path}: no such file{_similar_file(path)}"]) from None
     except OSError as error:
         raise JobFileError([f"{path}: cannot be read: {error.strerror}"]) from None
     if len(raw) > _MAX_BYTES:
-        raise JobFileError([f"{path}: {len(raw) >> 20} MB is too large for a job file"])
+        raise JobFileError([f"{path}: more than {_MAX_BYTES >> 20} MB is too large for a job file"])
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,6 +95,23 @@ def _similar_file(path: Path) -> str:
         return ""
     close = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+class _TooManyError(Exception):
+    """The file has more entries than a job may have."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops early: PyYAML reads a megabyte of entries in ten seconds and more."""
+
+    nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As its parent's; of a mapping's entry, key and value are a node each."""
+        self.nodes += 1
+        if self.nodes > 2 * _MAX_ENTRIES:
+            raise _TooManyError
+        return super().compose_node(parent, index)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,9 +130,10 @@ class _Reader:
     def parse(self, text: str) -> dict[Any, Any]:
         """The file as YAML reads it; duplicate and non-text keys are noted, everything worse raises."""
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            self._look(root)
+            self._look(_Loader(text).get_single_node())
             data = yaml.safe_load(text)
+        except _TooManyError:
+            raise self._too_large() from None
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise self._not_yaml(error, text) from None
         assert isinstance(data, dict)
@@ -139,7 +162,12 @@ class _Reader:
         self.lines[()] = 1
         for count, (path, key, value) in enumerate(_walk((), root, ())):
             if count > _MAX_ENTRIES:
-                raise JobFileError([f"{self.name}: too large for a job file (over {_MAX_ENTRIES:,} entries)"])
+                raise self._too_large()
+            if isinstance(value, yaml.ScalarNode) and len(value.value) > _LONGEST_NUMBER and value.tag in _NUMBERS:
+                line = value.start_mark.line + 1
+                raise JobFileError([f"{self.name}:{line}: a number of {len(value.value):,} digits"])
+            if key is not None and key.tag == _MERGE:
+                continue
             if any(path[:n] in self.reported for n in range(1, len(path))):
                 continue
             line = (key or value).start_mark.line + 1
@@ -151,6 +179,9 @@ class _Reader:
                 self.lines[path] = line
                 if isinstance(value, yaml.ScalarNode):
                     self.written[path] = value.value
+
+    def _too_large(self) -> JobFileError:
+        return JobFileError([f"{self.name}: too large for a job file (over {_MAX_ENTRIES:,} entries)"])
 
     def _not_yaml(self, error: Exception, text: str) -> JobFileError:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -217,8 +248,6 @@ def _walk(
     above = (*above, id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
             here = (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
             yield here, key, value
             yield from _walk(here, value, above)

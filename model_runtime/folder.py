@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from .errors import ModelError
-from .settings import read_json
+from .settings import read_json, shown
 
 # Everything that decides what a model computes; nothing else in a folder changes its revision.
 _SIDE_FILES = (
@@ -15,6 +16,8 @@ _SIDE_FILES = (
     "preprocessor_config.json", "processor_config.json", "generation_config.json", "tasks.json",
 )  # fmt: skip
 _INDEX = "model.safetensors.index.json"
+_WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")
 _HASH_CACHE_FROM = 64 << 20
 
 
@@ -51,16 +54,22 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model, sharded or not, in name order; ModelError when there are none."""
     index = read_json(folder / _INDEX)
     if index is not None:
-        names = sorted(set((index.get("weight_map") or {}).values()))
-        if any(Path(name).name != name for name in names):
-            raise ModelError(f"{folder / _INDEX} names a file outside the model folder")
+        placed = index.get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise ModelError(f"{folder / _INDEX}: weight_map must name the file of each tensor")
+        names = sorted(set(placed.values()))
+        if wrong := next((name for name in names if not _WEIGHTS.fullmatch(name)), None):
+            raise ModelError(
+                f"{folder / _INDEX} names {shown(wrong)}; only .safetensors files in its own folder are read"
+            )
     else:
         names = ["model.safetensors"] if (folder / "model.safetensors").exists() else []
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
     if not names:
-        hint = "; convert its pickled weights to safetensors" if list(folder.glob("*.bin")) else ""
+        pickled = sorted(path.name for kind in _PICKLED for path in folder.glob(kind))
+        hint = f"; {pickled[0]} may be a pickle, which is never opened: convert it to safetensors" if pickled else ""
         raise ModelError(f"{folder} has no model.safetensors{hint}")
     return [folder / name for name in names]
 

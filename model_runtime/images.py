@@ -15,6 +15,9 @@ from .errors import ErrorCode, RequestError
 
 _SUPPORTED = "JPEG, PNG and WebP are read"
 _STRIP_ROWS = 1024
+# A progressive JPEG of 64 megapixels takes 0.1 s for each scan, which may be 100 bytes long; cameras write ten.
+_MOST_SCANS = 100
+_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])", re.DOTALL)
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -103,10 +106,25 @@ def _kind(data: bytes) -> str:
     raise RequestError(ErrorCode.IMAGE_UNREADABLE, f"the {len(data):,} bytes are no image; {_SUPPORTED}")
 
 
+def _jpeg_scans(data: bytes) -> int:
+    """Scans up to the end of the first image, counted to one more than _MOST_SCANS."""
+    at, scans = 2, 0
+    while scans <= _MOST_SCANS and (found := _JPEG_MARKER.search(data, at)):
+        marker, at = found[1][0], found.end()
+        if marker == 0xD9:  # the image's end
+            break
+        scans += marker == 0xDA
+        if marker not in (0x01, 0xD8):
+            at += int.from_bytes(data[at : at + 2], "big")
+    return scans
+
+
 def _decode(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     if kind == "WEBP":
         # Pillow allocates a WebP's canvas as it opens the file, so its header is read here.
         _check_size(_webp_size(data), max_pixels)
+    if kind == "JPEG" and _jpeg_scans(data) > _MOST_SCANS:
+        raise RequestError(ErrorCode.IMAGE_TOO_LARGE, f"the JPEG has more than {_MOST_SCANS} scans")
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         _check_size(image.size, max_pixels)
         image.load()

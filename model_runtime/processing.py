@@ -19,6 +19,8 @@ Overflow = Literal["truncate", "reject"]
 # Text this much longer than the budget is tokenized up to a newline instead of whole.
 _CHARS_PER_TOKEN = 16
 _LONG_TEXT = 65_536
+# Gemma 3's has 33 million bytes; read, it takes ten times as much.
+_MOST_TOKENIZER_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +175,8 @@ def _load_tokenizer(folder: Path, config: ModelConfig) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder} has no tokenizer.json: copy the one that belongs to the checkpoint into the folder")
+    if path.stat().st_size > _MOST_TOKENIZER_BYTES:
+        raise ModelError(f"{path} has more than {_MOST_TOKENIZER_BYTES >> 20} MiB: it belongs to no T5Gemma 2")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception

@@ -14,13 +14,23 @@ from .errors import ModelError
 
 # Far above any model, far below what overflows when sizes are multiplied.
 _LARGEST = 1 << 24
+# The index of the weight files is the largest of them: 100 bytes for each tensor.
+_MOST_BYTES = 64 << 20
 _SHOWN = 60
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The parsed file, or None when it is not there; ModelError when it is no JSON object."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        if not path.exists():
+            return None
+        if not path.is_file():  # a pipe nobody writes to, /dev/zero
+            raise ModelError(f"{path} is not a file")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise ModelError(f"{path} has more than {_MOST_BYTES >> 20} MiB: it belongs to no model")
+        document = json.loads(data.decode())
     except FileNotFoundError:
         return None
     except RecursionError as error:

@@ -16,6 +16,7 @@ from .columns import as_source_rows, unreadable_rows
 from .damage import damage
 from .errors import SourceError
 from .job import SourceSpec
+from .page_limits import limits_of
 from .shards import UnreadableFile, filter_columns, filtered, passing
 from .source import RowGroup
 
@@ -76,10 +77,16 @@ class Read:
         try:
             with storage_errors(group.url), Location(group.url).open_input() as opened:
                 file = pq.ParquetFile(opened)
+                columns = list(dict.fromkeys([*self._source.columns, *where_columns(self._where.values())]))
+                local = Location(group.url).is_local
+                limits = limits_of(opened, file.metadata, group.index, columns, local=local)
+                if limits.problem:
+                    yield self._unreadable(group, self._passing_rows(file, group), 0, limits.problem)
+                    return
                 pieces = file.iter_batches(
-                    batch_size=_piece_rows(file.metadata.row_group(group.index)),
+                    batch_size=min(_piece_rows(file.metadata.row_group(group.index)), limits.rows),
                     row_groups=[group.index],
-                    columns=list(dict.fromkeys([*self._source.columns, *where_columns(self._where.values())])),
+                    columns=columns,
                     use_threads=False,
                 )
                 while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from infra.cluster import Cluster
-from infra.storage import Location, stage_model
+from infra.storage import Location, base_folder, hidden, stage_model
 from model_runtime import EngineConfig, ModelError
 from model_runtime.config import ModelConfig
 from model_runtime.folder import model_revision, resolve_checkpoint
@@ -99,6 +100,7 @@ def resolve(job: JobSpec) -> Resolved:
     corpus = scan(
         job.source, also=where_columns(job.where), recall=lambda listed: recall(table_there, decided_by, listed)
     )
+    _check_apart(job, corpus)
     warnings = language_warnings(job.tasks, table)
     warnings += [f"{file.url}: {file.reason}; its rows cannot be read" for file in corpus.unreadable]
     return Resolved(
@@ -164,6 +166,29 @@ def _check_lengths(tasks: tuple[Task, ...], processor: Processor, positions: int
                 f"task {task.name}: max_tokens {task.sampling.max_tokens} and its prompt make {needed} decoder tokens; "
                 f"the model takes {positions}"
             )
+
+
+def _check_apart(job: JobSpec, corpus: Corpus) -> None:
+    """JobError when the table's own files would be read as documents, now or in a later run."""
+    table, source = _real(Location(job.output.path)), _real(base_folder(job.source.path))
+    inside = table[len(source) :].strip("/") if f"{table}/".startswith(f"{source.rstrip('/')}/") else None
+    # What a folder's listing leaves out, and what a glob or a file names, is read only where it is found below.
+    is_folder = Location(job.source.path).url == base_folder(job.source.path).url
+    if inside is not None and is_folder and not hidden(inside, "._"):
+        raise JobError(
+            f"output.path {Location(job.output.path)} lies inside source.path: the table's files would be read as "
+            "documents; write it beside the source"
+        )
+    zones = tuple(f"{table}/{zone}/" for zone in ("results", "errors", "_work", "_runs", "_samples"))
+    for file in corpus.files:
+        if _real(Location(file.url)).startswith(zones):
+            raise JobError(
+                f"source.path reads {Location(file.url)}, a file of this job's own table; name another output.path"
+            )
+
+
+def _real(location: Location) -> str:
+    return os.path.realpath(location.url) if location.is_local else location.url
 
 
 def _commit(folder: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from .errors import SourceError
 from .job import SourceSpec
 from .keys import KEY, hashes_of
 from .known import KnownFile
+from .page_limits import claimed_rows, decoded, dictionary_columns, limits_of
 
 _PARALLEL = 16
 # Calls that wait for a thread at once: a corpus may have as many files as it likes.
@@ -108,6 +109,8 @@ class _Opener:
         try:
             with storage_errors(file.url), Location(file.url).open_input() as opened, damage() as found:
                 parquet = pq.ParquetFile(opened)
+                if problem := claimed_rows(parquet.metadata):
+                    return UnreadableFile(url=file.url, etag=file.etag, reason=problem)
                 groups = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
                 shard = Shard(file=file, schema=self._shared(parquet.schema_arrow), rows=groups)
                 known = self._known.get(file.url)
@@ -115,7 +118,7 @@ class _Opener:
                 if len(groups) <= _FEW and self._fits(shard):
                     for index in range(len(groups)):
                         if index not in shard.ids:
-                            ids, problem = _ids_in(self._source, parquet, index)
+                            ids, problem = _ids_in(self._source, file.url, opened, parquet.metadata, index)
                             shard.ids[index] = ids
                             if problem is not None:
                                 shard.problems[index] = problem
@@ -146,23 +149,38 @@ def _ids(source: SourceSpec, shard: Shard, index: int) -> tuple[np.ndarray, str 
     try:
         with storage_errors(shard.file.url), Location(shard.file.url).open_input() as opened:
             with damage() as found:
-                parquet = pq.ParquetFile(opened)
-                return _ids_in(source, parquet, index)
-            return _no_ids(shard.rows[index], index, found[0])
+                return _ids_in(source, shard.file.url, opened, pq.read_metadata(opened), index)
+            return np.zeros(shard.rows[index], KEY), _undecoded(index, found)
     except StorageError as error:
         raise SourceError(str(error)) from error
 
 
-def _ids_in(source: SourceSpec, parquet: pq.ParquetFile, index: int) -> tuple[np.ndarray, str | None]:
+def _ids_in(
+    source: SourceSpec, url: str, opened: Any, footer: pq.FileMetaData, index: int
+) -> tuple[np.ndarray, str | None]:
+    table, problem = None, None
     with damage() as found:
-        table = parquet.read_row_group(index, columns=filter_columns(source), use_threads=False)
-    if found:
-        return _no_ids(parquet.metadata.row_group(index).num_rows, index, found[0])
+        table, problem = _whole_columns(opened, footer, index, filter_columns(source), Location(url).is_local)
+    if table is None:
+        return np.zeros(footer.row_group(index).num_rows, KEY), problem or _undecoded(index, found)
     return hashes_of(filtered(table, source).column(source.id).cast(pa.string())), None
 
 
-def _no_ids(rows: int, index: int, why: str) -> tuple[np.ndarray, str]:
-    return np.zeros(rows, KEY), f"row group {index} cannot be decoded ({why})"
+def _whole_columns(
+    opened: Any, footer: pq.FileMetaData, index: int, columns: list[str], local: bool
+) -> tuple[pa.Table | None, str | None]:
+    """Whole columns of a row group, or why they are not read: they would take more memory than anybody's ids do."""
+    problem = limits_of(opened, footer, index, columns, local=local, whole=True).problem
+    if problem:
+        return None, problem
+    schema = footer.schema.to_arrow_schema()
+    file = pq.ParquetFile(opened, metadata=footer, read_dictionary=dictionary_columns(schema, columns))
+    table = decoded(file.read_row_group(index, columns=columns, use_threads=False), schema)
+    return table, None if table is not None else f"row group {index}: its ids repeat too many bytes to be read"
+
+
+def _undecoded(index: int, found: list[str]) -> str:
+    return f"row group {index} cannot be decoded ({found[0]})"
 
 
 def filter_columns(source: SourceSpec) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from infra.storage import redact_url
+from infra.storage import redact
 from model_runtime import ErrorCode
 from model_runtime.processing import Processor
 
@@ -74,9 +74,9 @@ def _rows(
         "document_id": document["document_id"],
         "image_count": document["image_count"],
         "document_sha256": document["document_sha256"],
-        "source_path": redact_url(document["source_path"]),
+        "source_path": redact(document["source_path"]),
         "source_row": document["source_row"],
-        "model": redact_url(context.model),
+        "model": redact(context.model),
         "model_revision": context.model_revision,
         "backend": context.backend,
         "dtype": document["dtype"],

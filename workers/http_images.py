@@ -14,12 +14,14 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from infra.storage import redact, redact_url
 from model_runtime.errors import ErrorCode, RequestError
 
 _CHUNK = 1 << 16
+# By it a network without IPv4 reaches the whole of it: the last 32 bits are the address.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -51,7 +53,11 @@ class HttpRoot:
 
 
 def fetch(url: str, roots: list[HttpRoot], max_bytes: int, timeout_seconds: float) -> tuple[bytes, str]:
-    """(bytes, etag) of an image; RequestError for everything that does not work, the whole within the time limit."""
+    """(bytes, etag) of an image; RequestError for everything that does not work, the whole within the time limit.
+
+    Nothing of this machine goes along: no credentials (.netrc, cookies), and no proxy of the environment, which would
+    resolve names where nobody looks at the addresses.
+    """
     _check_allowed(url, roots)
     deadline = _Deadline(timeout_seconds)
     opener = urllib.request.OpenerDirector()
@@ -96,8 +102,18 @@ class _Deadline:
     def passed(self) -> bool:
         return time.monotonic() >= self._end
 
+    @property
+    def left(self) -> float:
+        """Seconds; TimeoutError when there are none."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
     def watch(self, connection: socket.socket) -> None:
         self._sockets.append(connection)
+        if self.passed:  # while a name was looked up, perhaps: the timer will not come again
+            self._cut()
 
     def __enter__(self) -> None:
         self._timer.start()
@@ -148,6 +164,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, roots: list[HttpRoot]) -> None:
         self._roots = roots
 
+    def http_error_302(self, request: Any, fp: Any, code: int, message: str, headers: Any) -> Any:
+        # The standard library would read the redirect's body to its end, however long it is.
+        fp.read = lambda *_: b""
+        # Here too: it says to other schemes that they are an error of the server's.
+        _check_allowed(urljoin(request.full_url, headers.get("location", "")), self._roots)
+        return super().http_error_302(request, fp, code, message, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
     def redirect_request(self, request: Any, fp: Any, code: int, message: str, headers: Any, target: str) -> Any:
         _check_allowed(target, self._roots)
         return super().redirect_request(request, fp, code, message, headers, target)
@@ -164,7 +189,8 @@ def _connector(deadline: _Deadline) -> Any:
                 raise _failure(ErrorCode.IMAGE_FORBIDDEN, address[0], "this host is inside the network")
             connection = socket.socket(family, kind, protocol)
             try:
-                connection.settimeout(timeout)
+                # Of many addresses that do not answer, all together get the time that one would.
+                connection.settimeout(deadline.left)
                 connection.connect(resolved)
             except OSError as error:
                 connection.close()
@@ -200,21 +226,35 @@ def _body(response: Any, url: str, max_bytes: int, deadline: _Deadline) -> tuple
 
 
 def _check_allowed(url: str, roots: list[HttpRoot]) -> None:
-    parts = urlsplit(url)
-    decoded = unquote(unquote(parts.path))
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # brackets around what is no address, letters that NFKC would make a "/"
+        raise _failure(ErrorCode.IMAGE_FORBIDDEN, url, "this is not a URL") from error
+    decoded = _decoded(parts.path)
     leads_out = ".." in decoded.split("/") or "\\" in decoded or "\\" in url
     if leads_out or not any(root.allows(parts) for root in roots):
         raise _failure(ErrorCode.IMAGE_FORBIDDEN, url, "it is not below a listed image root")
+
+
+def _decoded(path: str) -> str:
+    # A redirect's target too may be encoded more than once.
+    for _ in range(8):
+        path, before = unquote(path), path
+        if path == before:
+            return path
+    return "/../"
 
 
 def _is_public(address: str) -> bool:
     found = _address(address)
     if isinstance(found, ipaddress.IPv6Address):
         # An IPv4 address in IPv6 clothes leads where the IPv4 address leads.
+        if found in _NAT64:
+            return _is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)))
         inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is not None and not _is_public(str(inner)):
+        if found.is_site_local or (inner is not None and not _is_public(str(inner))):
             return False
-    return found is not None and found.is_global and not found.is_multicast
+    return found is not None and found.is_global and not (found.is_multicast or found.is_reserved)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

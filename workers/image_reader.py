@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -19,6 +20,8 @@ from .http_images import HttpRoot, fetch
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SHOWN = 200
+# What Linux opens at most (PATH_MAX); stores and servers take less.
+_LONGEST = 4096
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,7 @@ class ImageReader:
         if not _is_below(real, os.path.realpath(root.url)):
             raise _failure(ErrorCode.IMAGE_FORBIDDEN, path, "a symbolic link leads out of the allowed folder")
         with location.errors():
-            # Not following a link that was put there since; not waiting for a pipe's other end.
-            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            handle = _open_without_links(real)
         try:
             entry = os.fstat(handle)
             if not stat.S_ISREG(entry.st_mode):
@@ -120,9 +122,28 @@ class ImageReader:
         return [HttpRoot.parse(root) for root in self.roots if _scheme(root) in ("http", "https")]
 
 
+def _open_without_links(path: str) -> int:
+    """A descriptor of the file; OSError where a part of `path`, which had no links, has become one since.
+
+    It does not wait for a pipe's other end.
+    """
+    folder = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+    *steps, name = path.strip("/").split("/")
+    try:
+        for step in steps:
+            below = os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
 def _check_spelling(path: str) -> None:
     if not isinstance(path, str) or not path.strip():
         raise RequestError(ErrorCode.IMAGE_NOT_FOUND, "an image's path is empty")
+    if len(path.encode()) > _LONGEST:
+        raise _failure(ErrorCode.IMAGE_FORBIDDEN, path, f"the path is longer than {_LONGEST:,} bytes")
     if _CONTROL.search(path):
         raise _failure(ErrorCode.IMAGE_FORBIDDEN, path, "the path holds control characters")
     if "::" in path and "://" in path:
@@ -154,7 +175,8 @@ def _is_below(path: str, root: str) -> bool:
 
 
 def _from_storage(error: StorageError, path: str) -> RequestError:
-    if error.problem is Problem.MISSING:
+    cause = error.__cause__
+    if error.problem is Problem.MISSING or (isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG):
         return _failure(ErrorCode.IMAGE_NOT_FOUND, path, "there is no such file")
     if error.problem is Problem.UNSUPPORTED:
         return _failure(ErrorCode.IMAGE_FORBIDDEN, path, "images are not read from this kind of URL")

@@ -287,3 +287,32 @@ def test_two_processes_stage_once(s3, tmp_path):
     paths = {process.communicate()[0].strip() for process in running}
     assert len(paths) == 1 and sorted(os.listdir(paths.pop())) == ["a.safetensors", "config.json"]
     assert len([name for name in os.listdir(tmp_path / "models") if not name.startswith(".")]) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://key:MARK@bucket/x", "s3://key:MA/RK+MARK@bucket/x", "https://h/x?X-Amz-Signature=MARK&y=1",
+        "https://h/x?MARK", "abfs://c@a.dfs.core.windows.net/x?sv=1&sig=MARK%2F", "az://c/x?sig=MARK",
+        "AccountName=a;AccountKey=MARK==;x", "SharedAccessSignature=MARK", "Authorization: Bearer MARK-MARK",
+        "{'Authorization': 'Basic MARKMARK'}", "Bearer MARKMARKMARKMARK", "api_key=MARK", "password = MARK",
+        "sftp://me:MARK@host/x", "the key is env-MARK-1", "env-MARK-2!", "env-MARK-3", "env%2FMARK%204",
+    ],
+)  # fmt: skip
+def test_a_secret_is_hidden_wherever_it_stands(text, monkeypatch):
+    monkeypatch.setenv("STORE_KEY", "env-MARK-1")
+    monkeypatch.setenv("DB_PASSWORD_2", "env-MARK-2")
+    monkeypatch.setenv("ACME_PW", "env-MARK-3")
+    monkeypatch.setenv("ACME_SAS", "env/MARK 4")
+    assert "MARK" not in redact(text) and "***" in redact(text)
+
+
+def test_what_is_no_secret_stays(monkeypatch):
+    monkeypatch.setenv("PWD", "/work/somewhere/long")
+    monkeypatch.setenv("OLDPWD", "/work/somewhere/else")
+    for text in (
+        "http://host:8080/a@2x.png", "http://host/a:b@c.png", "s3://b/part-?.parquet", "a basic understanding of it",
+        "the bearer of good news", "/work/somewhere/long", "/work/somewhere/else", "s3://bucket/sign=5/x.parquet",
+        "s3://b/date=2026-01-01/lang=de/part-1.parquet",
+    ):  # fmt: skip
+        assert redact(text) == text

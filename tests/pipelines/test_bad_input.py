@@ -18,7 +18,7 @@ from pipelines.generate import run_job
 from pipelines.job import JobSpec
 from pipelines.lease import Lease
 from pipelines.lineage import new_run_id
-from pipelines.resolve import check_gpus
+from pipelines.resolve import check_gpus, resolve
 from tests.checkpoints import read_tensors, write_tensors
 from tests.s3_server import S3Server, aws_settings
 
@@ -207,3 +207,29 @@ def test_a_held_table_and_other_carried_columns_are_refused(tmp_path, model):
             run_job(job, job_text="")
         assert caught.value.exit_code == 5 and isinstance(caught.value, RunError)
         one_line(caught.value)
+
+
+def test_a_table_and_its_source_are_kept_apart(tmp_path, model):
+    write_shards(tmp_path / "corpus", documents(2), shards=1, group=4)
+    corpus = str(tmp_path / "corpus")
+    (tmp_path / "link").symlink_to(corpus)
+    (tmp_path / "table").mkdir()
+    for output in (corpus, f"{corpus}/table", f"{corpus}/a/b/", f"{tmp_path}/link/table", f"{tmp_path}/x/../corpus/t"):
+        with pytest.raises(JobError, match=r"output\.path .* lies inside source\.path") as caught:
+            resolve(make_job(tmp_path, model, source={"images": "photos"}, output={"path": output}))
+        assert caught.value.exit_code == 2 and one_line(caught.value)
+    for output in (f"{corpus}2/table", f"{corpus}/_table", f"{corpus}/.table", str(tmp_path)):
+        resolve(make_job(tmp_path, model, source={"images": "photos"}, output={"path": output}))
+    for zone in ("results/summary", "errors/summary", "_work/run"):
+        write_shards(tmp_path / "table" / zone, documents(2), shards=1, group=4)
+    for path in (
+        "table/results",
+        "table/*/summary/*.parquet",
+        "table/_work/run/shard-0.parquet",
+        "*/results/*/*.parquet",
+    ):
+        with pytest.raises(JobError, match="a file of this job's own table"):
+            resolve(make_job(tmp_path, model, source={"images": "photos", "path": f"{tmp_path}/{path}"}))
+    elsewhere = {"path": f"{tmp_path}/other"}
+    source = {"images": "photos", "path": f"{tmp_path}/table/results"}
+    resolve(make_job(tmp_path, model, source=source, output=elsewhere))
