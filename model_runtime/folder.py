@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from .errors import ModelError
-from .settings import read_json
+from .settings import Settings, is_text, naming, read_json, shown
 
 # Everything that decides what a model computes; nothing else in a folder changes its revision.
 _SIDE_FILES = (
@@ -16,6 +16,7 @@ _SIDE_FILES = (
 )  # fmt: skip
 _INDEX = "model.safetensors.index.json"
 _HASH_CACHE_FROM = 64 << 20
+_LONGEST_NAME = 255
 
 
 def resolve_checkpoint(model: str, revision: str | None = None) -> Path:
@@ -51,18 +52,28 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model, sharded or not, in name order; ModelError when there are none."""
     index = read_json(folder / _INDEX)
     if index is not None:
-        names = sorted(set((index.get("weight_map") or {}).values()))
-        if any(Path(name).name != name for name in names):
-            raise ModelError(f"{folder / _INDEX} names a file outside the model folder")
+        with naming(folder / _INDEX):
+            names = _named_files(Settings(index))
     else:
         names = ["model.safetensors"] if (folder / "model.safetensors").exists() else []
-    missing = [name for name in names if not (folder / name).exists()]
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
     if not names:
         hint = "; convert its pickled weights to safetensors" if list(folder.glob("*.bin")) else ""
         raise ModelError(f"{folder} has no model.safetensors{hint}")
     return [folder / name for name in names]
+
+
+def _named_files(index: Settings) -> list[str]:
+    """The files that an index names, in name order; ValueError for what is no name of a file in the same folder."""
+    weight_map = index.block("weight_map")
+    for tensor, name in weight_map.values.items():
+        if not is_text(name):
+            raise ValueError(f"weight_map names {shown(name)} for the tensor {shown(tensor)}; it must be a file's name")
+        if not name or Path(name).name != name or "\0" in name or len(os.fsencode(name)) > _LONGEST_NAME:
+            raise ValueError("weight_map names a file outside the model folder")
+    return sorted(set(weight_map.values.values()))
 
 
 def model_revision(folder: Path) -> str:

@@ -204,5 +204,6 @@ def _is_images(kind: pa.DataType) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:12])
+    # A damaged footer names columns in any characters, and at any length.
+    shown = ", ".join("".join(c if c.isprintable() else "?" for c in name[:80]) for name in names[:12])
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

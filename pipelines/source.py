@@ -162,6 +162,8 @@ def _ids(source: SourceSpec, place: RowGroup) -> tuple[pa.ChunkedArray, str | No
     try:
         with storage_errors(place.url), Location(place.url).open_input() as opened, damage() as found:
             table = pq.ParquetFile(opened).read_row_group(place.index, columns=columns, use_threads=False)
+            if table.num_rows != place.rows:
+                raise pa.ArrowInvalid(f"it holds {table.num_rows:,} rows and its footer says {place.rows:,}")
     except StorageError as error:
         raise SourceError(str(error)) from error
     if found:
@@ -182,10 +184,20 @@ def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
 
 def passing(table: pa.Table, conditions: Sequence[Condition], name: str) -> pa.Table:
     """The rows that pass; SourceError, which begins with `name`, when a value does not fit its column."""
+    table = _without_views(table)
     try:
         return table.filter(pq.filters_to_expression([tuple(condition) for condition in conditions]))
     except pa.ArrowException as error:
         raise SourceError(f"{name}: {first_line(error)}") from error
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """`table` with plain strings and bytes: Arrow reads views from a file, and cannot filter them."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type) or pa.types.is_binary_view(field.type):
+            plain = pa.large_string() if pa.types.is_string_view(field.type) else pa.large_binary()
+            table = table.set_column(i, field.name, table.column(i).cast(plain))
+    return table
 
 
 def _repeated(ids: Iterable[pa.ChunkedArray]) -> np.ndarray:

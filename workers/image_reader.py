@@ -18,6 +18,7 @@ from .http_images import HttpRoot, fetch
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 200
 
 
@@ -121,6 +122,8 @@ class ImageReader:
 def _check_spelling(path: str) -> None:
     if not isinstance(path, str) or not path.strip():
         raise RequestError(ErrorCode.IMAGE_NOT_FOUND, "an image's path is empty")
+    if _SURROGATE.search(path):
+        raise _failure(ErrorCode.IMAGE_FORBIDDEN, _SURROGATE.sub("?", path), "the path holds half a character")
     if _CONTROL.search(path):
         raise _failure(ErrorCode.IMAGE_FORBIDDEN, path, "the path holds control characters")
     if "::" in path and "://" in path:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
-# Each module has a SURFACE; those that Ray or torch would slow down import them inside.
-_MODULES = (
+from .surface import Surface
+
+# Each is a module here with a SURFACE of that name.
+NAMES = (
     "job_files", "conditions", "settings", "weights", "images", "image_paths", "texts", "rows", "parquet", "queries",
-    "tables",
+    "tables", "manifests",
 )  # fmt: skip
 
 
-def surfaces() -> dict[str, Any]:
-    """Every surface by its name."""
-    found = [import_module(f"{__name__}.{name}").SURFACE for name in _MODULES]
-    return {surface.name: surface for surface in found}
+def surface_named(name: str) -> Surface:
+    """The surface of that name; what it needs is imported now."""
+    return import_module(f"{__name__}.{name}").SURFACE

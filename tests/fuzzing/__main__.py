@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import cases, surfaces
+from . import NAMES, cases, surface_named
 from .runner import replay, run
 
 
@@ -17,18 +17,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzzing", description="Hostile inputs for every surface.")
     parser.add_argument("--inputs", type=int, default=100_000, help="over all surfaces (default 100,000)")
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time; it is printed")
-    parser.add_argument("--surface", action="append", choices=sorted(surfaces()), help="only these; repeatable")
+    parser.add_argument("--surface", action="append", choices=NAMES, help="only these; repeatable")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
     parser.add_argument("--replay", nargs="+", type=Path, metavar="FILE", help="kept inputs again")
     asked = parser.parse_args()
-    known = surfaces()
     began = time.monotonic()
     if asked.replay:
-        reports = (replay(known[cases.load(path)[0]], path) for path in asked.replay)
+        reports = (replay(surface_named(cases.load(path)[0]), path) for path in asked.replay)
     else:
         first = int(time.time()) if asked.seed is None else asked.seed
         print(f"seed {first}", flush=True)
-        reports = run([known[name] for name in asked.surface or known], asked.inputs, first, asked.jobs)
+        reports = run([surface_named(name) for name in asked.surface or NAMES], asked.inputs, first, asked.jobs)
     done = []
     for report in reports:
         done.append(report)

@@ -16,7 +16,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import HypothesisException
 
-from . import cases
+from . import cases, surface_named
 from .surface import Surface
 
 _BATCH = 1000
@@ -69,7 +69,7 @@ def hunt(surface: Surface, inputs: int, first_seed: int, note: Callable[[Any], N
             # A panic in Rust code, or an exit, is no Exception; hypothesis would not shrink it.
             raise AssertionError(f"{type(error).__name__}: {error}") from error
 
-    began = time.monotonic()
+    began = time.process_time()
     for batch in range(2 * (inputs // _BATCH) + 2):
         left = inputs - counts["inputs"]
         if left <= 0:
@@ -87,12 +87,13 @@ def hunt(surface: Surface, inputs: int, first_seed: int, note: Callable[[Any], N
         except HypothesisException:
             raise
         except Exception as error:
-            return {**counts, "seconds": time.monotonic() - began, "why": why(error), "case": last[0]}
-    return {**counts, "seconds": time.monotonic() - began, "why": None}
+            return {**counts, "seconds": time.process_time() - began, "why": why(error), "case": last[0]}
+    return {**counts, "seconds": time.process_time() - began, "why": None}
 
 
 def why(error: BaseException) -> str:
-    """The end of a traceback."""
+    """The end of a traceback, without the case, which is kept by itself."""
+    error.__notes__ = []
     return "".join(traceback.format_exception(error, limit=-6))[-4000:]
 
 
@@ -104,10 +105,8 @@ def bound_memory(surface: Surface) -> None:
 
 def main() -> None:
     """SURFACE INPUTS SEED FOLDER: hunts there and leaves the result; or SURFACE CASE.json FOLDER: one input."""
-    from . import surfaces
-
     name, *rest = sys.argv[1:]
-    surface = surfaces()[name]
+    surface = surface_named(name)
     folder = Path(rest[-1]).absolute()
     current = Current(folder)
     os.environ["TMPDIR"] = str(folder)

@@ -30,18 +30,18 @@ def damaged(draw: Draw, seeds: Sequence[bytes], most: int = 4) -> bytes:
     for _ in range(draw(st.integers(0, most))):
         size = len(data)
         at = draw(st.integers(0, max(0, size - 1)))
-        match draw(st.integers(0, 8)):
-            case 0 | 1 if size:
+        match draw(st.integers(0, 11)):
+            case 0 | 1 | 2 | 3 if size:
                 data[at] ^= 1 << draw(st.integers(0, 7))
-            case 2 | 3 if size:
+            case 4 | 5 | 6 if size:
                 data[at] = draw(st.sampled_from(NUMBERS))
-            case 4:
-                data[at : at + 4] = draw(st.sampled_from((b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff", b"\x00\x00\x00\x80")))
-            case 5:
-                del data[at : at + draw(st.integers(1, 16))]
-            case 6:
-                data[at:at] = data[at : at + draw(st.integers(1, 32))]
             case 7:
+                data[at : at + 4] = draw(st.sampled_from((b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff", b"\x00\x00\x00\x80")))
+            case 8:
+                del data[at : at + draw(st.integers(1, 16))]
+            case 9:
+                data[at:at] = data[at : at + draw(st.integers(1, 32))]
+            case 10:
                 del data[at:]
             case _:
                 other = draw(st.sampled_from(seeds))

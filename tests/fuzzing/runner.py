@@ -28,7 +28,10 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What came of one surface; `why` is None when every input worked or was refused in one line."""
+    """What came of one surface; `why` is None when every input worked or was refused in one line.
+
+    `seconds` are the process's own, starting left out.
+    """
 
     surface: str
     inputs: int
@@ -40,7 +43,7 @@ class Report:
     def __str__(self) -> str:
         share = f"{self.accepted / self.inputs:7.1%}" if self.inputs else "      -"
         said = "" if self.why is None else f"  ESCAPED: {self.kept}"
-        return f"{self.surface:<14}{self.inputs:>9,} inputs {share} accepted {self.seconds:>7.1f} s{said}"
+        return f"{self.surface:<14}{self.inputs:>9,} inputs {share} accepted {self.seconds:>7.1f} CPU s{said}"
 
 
 def run(surfaces: Iterable[Surface], inputs: int, first_seed: int, jobs: int) -> Iterator[Report]:
@@ -88,7 +91,7 @@ def _watched(surface: Surface, arguments: list[str], folder: Path, keep: bool) -
         result = json.loads((folder / RESULT).read_text())
         case = cases.loads(json.dumps(result.pop("case", None)).encode())
         kept = cases.save(FOUND, surface.name, case, result["why"]) if result["why"] and keep else None
-        return Report(surface=surface.name, kept=kept, **{**result, "seconds": seconds})
+        return Report(surface=surface.name, kept=kept, **result)
     number, data = Current.read(folder)
     ended = f"no answer within {surface.seconds:g} s" if hung else f"the process ended with {child.returncode}"
     why = f"{ended}, at input {number}\n{said}"
