@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +15,10 @@ import pyarrow.compute as pc
 
 from infra.storage import FileInfo, Location, Problem, StorageError, scratch_folder
 
-from .errors import TableError
 from .failures import Successes, current_errors, merge_errors
 from .keys import KeySet, keys_of
-from .resume import read_keys
+from .resume import check_rows, read_keys
 from .table import (
-    SHARES,
     GrowingFile,
     TableFile,
     check_file_schema,
@@ -30,13 +26,13 @@ from .table import (
     clean_partial,
     conform,
     footer_keys,
+    read_shares,
     reading,
     write_work,
 )
 
 __all__ = ["Publisher", "check_table_schema", "clean_partial", "write_work"]
 
-_TASK = re.compile(r"^[a-z0-9_]{1,64}$")
 _BUFFERED_BYTES = 256 << 20
 _WINDOW_FILES, _WINDOW_BYTES = 64, 32 << 20
 _PARALLEL = 16
@@ -122,12 +118,14 @@ class Publisher:
         try:
             with reading(Location(file.url)) as opened:
                 rows = opened.read(use_threads=False)
+                check_file_schema(file.url, rows.schema, self._schema)
+                rows = conform(rows, self._schema)
+                check_rows(rows)
+                return rows
         except StorageError as error:
             if error.problem is Problem.MISSING:
                 return None
             raise
-        check_file_schema(file.url, rows.schema, self._schema)
-        return conform(rows, self._schema)
 
     def _ripe(self, work: list[FileInfo]) -> set[str]:
         if sum(file.size for file in work) < self._target:
@@ -143,7 +141,7 @@ class Publisher:
         if file.url not in self._shares:
             try:
                 with reading(Location(file.url)) as opened:
-                    self._shares[file.url] = json.loads((opened.metadata.metadata or {}).get(SHARES, b"{}"))
+                    self._shares[file.url] = read_shares(opened.metadata.metadata)
             except StorageError as error:
                 if error.problem is not Problem.MISSING:
                     raise
@@ -152,8 +150,6 @@ class Publisher:
 
     def upload_results(self, task: str, path: Path) -> str:
         """Makes a finished local file visible in results/<task>/ under the run's next number; its URL."""
-        if not _TASK.match(task):
-            raise TableError(f"{self._table}: a work file holds a row of the task {task!r}, which is no task name")
         folder = self._table.child("results", task)
         names = {file.path.rsplit("/", 1)[-1] for file in folder.list_files()}
         number = next(n for n in range(len(names) + 1) if f"{self._run_id}-{n:05d}.parquet" not in names)

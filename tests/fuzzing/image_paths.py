@@ -31,16 +31,24 @@ _STARTS = (
     "zip://a.zip::", "simplecache::", "github://", "C:\\", "c:/", "\\\\host\\share", "hf://", "reference://", "dir://",
 )  # fmt: skip
 
+_GOOD = (
+    "{root}/in/docs/a.png", "file://{root}/in/docs/a.png", "{root}/shared/a.png", "a.png", "sub/a.png", "sub/b c%41.png",
+    "./a.png", "sub/./a.png", "{root}/in/c.png", "m.png", "memory://bucket/in/m.png",
+)  # fmt: skip
+
 
 @st.composite
 def _cases(draw: Any) -> dict[str, Any]:
-    if draw(st.integers(0, 3)):
+    if draw(st.integers(0, 1)):
         steps = draw(st.lists(st.sampled_from(_PIECES), min_size=1, max_size=4))
         path = draw(st.sampled_from(_STARTS)) + draw(st.sampled_from(("/", "/", "/", ""))).join(steps)
     else:
-        path = draw(st.sampled_from(("{root}/in/docs/a.png", "a.png", "sub/b c%41.png", "memory://bucket/in/m.png", "../c.png")))
-        at = draw(st.integers(0, len(path)))
-        path = path[:at] + draw(st.one_of(st.sampled_from(_PIECES), st.text(max_size=3))) + path[at:]
+        path = draw(st.sampled_from(_GOOD))
+        for _ in range(draw(st.integers(0, 2))):
+            slashes = [n for n, c in enumerate(path) if c == "/"]
+            at = draw(st.sampled_from((0, len(path), *slashes)) if draw(st.booleans()) else st.integers(0, len(path)))
+            piece = draw(st.sampled_from(("/", "./", "/.", "sub/../", "//", "", "", *_PIECES)) | st.text(max_size=2))
+            path = path[:at] + piece + path[at:]
     return {"path": path, "source": draw(st.sampled_from(("local", "local", "memory", "glob")))}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def _cases(draw: Any) -> dict[str, Any]:
     return {"kind": kind, "data": data}
 
 
+@cache
 def _trees(kind: str) -> list[Any]:
     # Dates as JSON has them, and without what a merge leaves shared.
     return [json.loads(json.dumps(yaml.safe_load(text), default=str)) for text in _NAMED[kind]]

@@ -39,7 +39,7 @@ _PIECES = (
 
 @st.composite
 def _cases(draw: Any) -> dict[str, Any]:
-    sql = draw(damaged_text(_SEEDS, _PIECES, 3))
+    sql = draw(damaged_text(_SEEDS, _PIECES, 2))
     return {"sql": sql, "format": draw(st.sampled_from(("table", "csv", "json")))}
 
 

@@ -46,13 +46,15 @@ class Report:
         return f"{self.surface:<14}{self.inputs:>9,} inputs {share} accepted {self.seconds:>7.1f} CPU s{said}"
 
 
-def run(surfaces: Iterable[Surface], inputs: int, first_seed: int, jobs: int) -> Iterator[Report]:
-    """Every surface's share of `inputs`, `jobs` at a time, largest first; escapes are kept in `FOUND`."""
+def run(
+    surfaces: Iterable[Surface], inputs: int, first_seed: int, jobs: int, keep: bool = True
+) -> Iterator[Report]:
+    """Every surface's share of `inputs`, `jobs` at a time; `keep` puts what escapes into `FOUND`."""
     listed = sorted(surfaces, key=lambda surface: -surface.share)
     total = sum(surface.share for surface in listed)
     with ThreadPoolExecutor(jobs) as pool:
         wanted = [(s, [str(-(-inputs * s.share // total)), str(first_seed)]) for s in listed]
-        yield from pool.map(lambda pair: watch(*pair), wanted)
+        yield from pool.map(lambda pair: watch(*pair, keep=keep), wanted)
 
 
 def replay(surface: Surface, path: Path) -> Report:
