@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from .errors import ModelError
-from .settings import Settings, is_text, naming, read_json, shown
+from .settings import Settings, is_text, named, naming, read_json, shown
 
 # Everything that decides what a model computes; nothing else in a folder changes its revision.
 _SIDE_FILES = (
@@ -58,7 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = ["model.safetensors"] if (folder / "model.safetensors").exists() else []
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
+        raise ModelError(f"{folder} lacks {named(missing[0])}, which its index names")
     if not names:
         hint = "; convert its pickled weights to safetensors" if list(folder.glob("*.bin")) else ""
         raise ModelError(f"{folder} has no model.safetensors{hint}")

@@ -103,4 +103,4 @@ def _check(case: list[Any]) -> bool:
     return answered(lambda: passing(TABLE, read, "source.filter"), SourceError)
 
 
-SURFACE = Surface(name="conditions", cases=conditions(), check=_check, share=80)
+SURFACE = Surface(name="conditions", cases=conditions(), check=_check, share=110)

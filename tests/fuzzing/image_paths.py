@@ -92,4 +92,4 @@ def _read(reader: ImageReader, path: str, source: str) -> None:
         raise Escaped(f"{path!r} read {data[:20]!r} from outside")
 
 
-SURFACE = Surface(name="image_paths", cases=_cases(), check=_check, share=120)
+SURFACE = Surface(name="image_paths", cases=_cases(), check=_check, share=110)

@@ -112,4 +112,4 @@ def _open(data: bytes) -> None:
         raise Escaped(f"{pixels.dtype} {pixels.shape}")
 
 
-SURFACE = Surface(name="images", cases=_cases(), check=_check, share=200)
+SURFACE = Surface(name="images", cases=_cases(), check=_check, share=280)

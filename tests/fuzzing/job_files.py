@@ -126,4 +126,4 @@ def _check(case: dict[str, Any]) -> bool:
     return True
 
 
-SURFACE = Surface(name="job_files", cases=_cases(), check=_check, share=110)
+SURFACE = Surface(name="job_files", cases=_cases(), check=_check, share=80)

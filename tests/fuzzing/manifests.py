@@ -56,4 +56,4 @@ def _check(case: dict[str, Any]) -> bool:
     return shown("status", str(folder), *(["--json"] if case["json"] else []))
 
 
-SURFACE = Surface(name="manifests", cases=_cases(), check=_check, share=30)
+SURFACE = Surface(name="manifests", cases=_cases(), check=_check, share=3)

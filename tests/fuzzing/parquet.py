@@ -66,4 +66,4 @@ def _check(case: bytes) -> bool:
     return through(path, spec(path))
 
 
-SURFACE = Surface(name="parquet", cases=_cases(), check=_check, share=60)
+SURFACE = Surface(name="parquet", cases=_cases(), check=_check, share=33)

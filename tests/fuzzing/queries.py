@@ -81,4 +81,4 @@ def _check(case: dict[str, Any]) -> bool:
     return worked
 
 
-SURFACE = Surface(name="queries", cases=_cases(), check=_check, share=40)
+SURFACE = Surface(name="queries", cases=_cases(), check=_check, share=4)

@@ -247,4 +247,4 @@ def _check(case: dict[str, Any]) -> bool:
     return through(path, spec(path, case["filter"]))
 
 
-SURFACE = Surface(name="rows", cases=_cases(), check=_check, share=70)
+SURFACE = Surface(name="rows", cases=_cases(), check=_check, share=25)

@@ -24,6 +24,8 @@ FOUND = Path(__file__).parent / "found"
 # Importing and the first input; a machine that is busy elsewhere must not look like a hang.
 _START_SECONDS = 120.0
 _POLL_SECONDS = 0.2
+# Of each surface, however small its share.
+_LEAST = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +55,7 @@ def run(
     listed = sorted(surfaces, key=lambda surface: -surface.share)
     total = sum(surface.share for surface in listed)
     with ThreadPoolExecutor(jobs) as pool:
-        wanted = [(s, [str(-(-inputs * s.share // total)), str(first_seed)]) for s in listed]
+        wanted = [(s, [str(max(min(_LEAST, inputs), -(-inputs * s.share // total))), str(first_seed)]) for s in listed]
         yield from pool.map(lambda pair: watch(*pair, keep=keep), wanted)
 
 

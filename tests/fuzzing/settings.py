@@ -106,4 +106,4 @@ def _use_tasks(document: dict[str, Any] | None) -> None:
         line(warning)
 
 
-SURFACE = Surface(name="settings", cases=_cases(), check=_check, share=140)
+SURFACE = Surface(name="settings", cases=_cases(), check=_check, share=150)

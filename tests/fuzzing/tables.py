@@ -149,4 +149,4 @@ def _nothing_lost(folder: Path, case: dict[str, Any]) -> None:
         raise Escaped(f"published, and {sorted(lost)} are nowhere")
 
 
-SURFACE = Surface(name="tables", cases=_cases(), check=_check, share=50)
+SURFACE = Surface(name="tables", cases=_cases(), check=_check, share=5)

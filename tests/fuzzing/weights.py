@@ -127,4 +127,4 @@ def _refused(call: Callable[[], object]) -> str | None:
     return None
 
 
-SURFACE = Surface(name="weights", cases=_cases(), check=_check, share=80)
+SURFACE = Surface(name="weights", cases=_cases(), check=_check, share=90)
