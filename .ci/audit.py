@@ -65,7 +65,9 @@ def verdict(document: Any, wanted: set[str]) -> tuple[list[str], int]:
         lines.append("audit: NOT DONE (no vulnerability service reachable)")
     elif missing:
         some = ", ".join(sorted(missing)[:5])
-        lines.append(f"audit: NOT DONE for {len(missing)} of {len(wanted)} packages (the service has no answer): {some}")
+        lines.append(
+            f"audit: NOT DONE for {len(missing)} of {len(wanted)} packages (the service has no answer): {some}"
+        )
     if found:
         return lines, 1
     return (lines, NOT_DONE) if missing else ([f"audit: no known vulnerability in {len(wanted)} packages"], 0)

@@ -23,7 +23,7 @@ def main() -> int:
     asked = parser.parse_args()
     began = time.monotonic()
     if asked.replay:
-        reports = (replay(surface_named(cases.load(path)[0]), path) for path in asked.replay)
+        reports = (replay(surface_named(cases.load(path)[0]), [path]) for path in asked.replay)
     else:
         first = int(time.time()) if asked.seed is None else asked.seed
         print(f"seed {first}", flush=True)

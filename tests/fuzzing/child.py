@@ -97,33 +97,44 @@ def why(error: BaseException) -> str:
     return "".join(traceback.format_exception(error, limit=-6))[-4000:]
 
 
-def bound_memory(surface: Surface) -> None:
-    """From here on no more address space than is in use after one input, and 3 GiB."""
+def bound_memory() -> None:
+    """From here on no more address space than is in use now, and 3 GiB."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _MEMORY, size + _MEMORY))
 
 
+def again(surface: Surface, paths: list[Path], note: Callable[[Any], None]) -> dict[str, Any]:
+    """Kept inputs, and what came of them; stops at the first that escapes, which `why` names."""
+    counts = {"inputs": 0, "accepted": 0}
+    began = time.process_time()
+    for path in paths:
+        _, case = cases.load(path)
+        note(case)
+        counts["inputs"] += 1
+        try:
+            counts["accepted"] += surface.check(case)
+        except BaseException as error:
+            said = f"{path.name}: {why(error)}"
+            return {**counts, "seconds": time.process_time() - began, "why": said, "case": case}
+    return {**counts, "seconds": time.process_time() - began, "why": None}
+
+
 def main() -> None:
-    """SURFACE INPUTS SEED FOLDER: hunts there and leaves the result; or SURFACE CASE.json FOLDER: one input."""
-    name, *rest = sys.argv[1:]
+    """SURFACE FOLDER hunt INPUTS SEED, or SURFACE FOLDER again CASE.json ...; the result is left in the folder."""
+    name, where, what, *rest = sys.argv[1:]
     surface = surface_named(name)
-    folder = Path(rest[-1]).absolute()
+    folder = Path(where).absolute()
+    paths = [Path(path).absolute() for path in rest] if what == "again" else []
     current = Current(folder)
     os.environ["TMPDIR"] = str(folder)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if len(rest) == 2:
-        _, case = cases.load(Path(rest[0]).absolute())
-        os.chdir(folder)
-        bound_memory(surface)
-        current.note(case)
-        try:
-            result = {"inputs": 1, "accepted": int(surface.check(case)), "seconds": 0.0, "why": None}
-        except BaseException as error:
-            result = {"inputs": 1, "accepted": 0, "seconds": 0.0, "why": why(error), "case": case}
+    os.chdir(folder)
+    if what == "again":
+        bound_memory()
+        result = again(surface, paths, current.note)
     else:
-        os.chdir(folder)
         hunt(surface, 3, int(rest[1]), lambda case: None)  # imports and caches are no input's memory
-        bound_memory(surface)
+        bound_memory()
         result = hunt(surface, int(rest[0]), int(rest[1]), current.note)
     if "case" in result:
         result["case"] = json.loads(cases.dumps(result["case"]))

@@ -75,7 +75,9 @@ def conditions(draw: Any) -> list[Any]:
         value = _scalar if draw(st.integers(0, 4)) == 0 else st.sampled_from(_FIT.get(column, _SCALARS))
         if operator in ("in", "not in") and draw(st.integers(0, 9)):
             # One kind in a list, a null beside it now and then, as the file's reader asks for.
-            made.append([column, operator, draw(st.lists(value, min_size=1, max_size=3)) + [None] * draw(st.integers(0, 1))])
+            made.append(
+                [column, operator, draw(st.lists(value, min_size=1, max_size=3)) + [None] * draw(st.integers(0, 1))]
+            )
         else:
             made.append([column, operator, draw(value)])
     return made

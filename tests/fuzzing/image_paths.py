@@ -57,7 +57,14 @@ def _root() -> Path:
     root = Path("corpus").absolute()
     for folder in ("in/docs/sub", "in/docs/folder.png", "shared", "out"):
         (root / folder).mkdir(parents=True)
-    for name in ("in/docs/a.png", "in/docs/sub/b c%41.png", "in/c.png", "in/docs/sub/a.png", "in/a.png", "shared/a.png"):
+    for name in (
+        "in/docs/a.png",
+        "in/docs/sub/b c%41.png",
+        "in/c.png",
+        "in/docs/sub/a.png",
+        "in/a.png",
+        "shared/a.png",
+    ):
         (root / name).write_bytes(_INSIDE)
     for name in ("out/a.png", "a.png", "outside.png"):
         (root / name).write_bytes(_OUTSIDE)

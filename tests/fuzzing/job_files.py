@@ -82,7 +82,22 @@ _PIECES = (
     "\x00", "\x85", "\u2028", "\ufeff", "\ud800", '"\\ud800"', '"\\U00110000"', '"\\x1b"', "${HOME}", "$$", "${", "${1}",
     "${NOT_SET_ANYWHERE}", "{a: {b: {c: d}}}", "[[[[[[]]]]]]", "name: x\n", "tasks: []\n", "? {a: b}\n", "1: 2\n",
 )  # fmt: skip
-_KEYS = ("name", "nmae", "model", "path", "tasks", "where", "filter", "kind", "1", "", "x\ny", "\x85", "language", "gpus")
+_KEYS = (
+    "name",
+    "nmae",
+    "model",
+    "path",
+    "tasks",
+    "where",
+    "filter",
+    "kind",
+    "1",
+    "",
+    "x\ny",
+    "\x85",
+    "language",
+    "gpus",
+)
 _NAMED = dict.fromkeys(_MODELS)
 for _kind in _NAMED:
     _NAMED[_kind] = [text for kind, text in _SEEDS if kind == _kind]

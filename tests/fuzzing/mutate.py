@@ -19,7 +19,20 @@ VALUES: tuple[Any, ...] = (
     [], [1], [1, 2], [0.5, 0.5], [None], ["x"], [[]], [{}], [0] * 100, ["full_attention"] * 3, ["a", "=", 1],
     {}, {"x": 1}, {"rope_type": "linear"}, {"full_attention": 5}, {"": {"": {}}},
 )  # fmt: skip
-KEYS = ("", "x\ny", "tasks", "prompt", "rope_scaling", "type", "factor", "where", "filter", "language", "__class__", "\ud800")
+KEYS = (
+    "",
+    "x\ny",
+    "tasks",
+    "prompt",
+    "rope_scaling",
+    "type",
+    "factor",
+    "where",
+    "filter",
+    "language",
+    "__class__",
+    "\ud800",
+)
 NUMBERS = (0, 1, 2, 4, 8, 16, 32, 127, 128, 255)
 
 
@@ -36,7 +49,9 @@ def damaged(draw: Draw, seeds: Sequence[bytes], most: int = 4) -> bytes:
             case 4 | 5 | 6 if size:
                 data[at] = draw(st.sampled_from(NUMBERS))
             case 7:
-                data[at : at + 4] = draw(st.sampled_from((b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff", b"\x00\x00\x00\x80")))
+                data[at : at + 4] = draw(
+                    st.sampled_from((b"\xff" * 4, b"\x00" * 4, b"\x7f\xff\xff\xff", b"\x00\x00\x00\x80"))
+                )
             case 8:
                 del data[at : at + draw(st.integers(1, 16))]
             case 9:

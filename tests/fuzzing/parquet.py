@@ -21,7 +21,14 @@ _TABLE = pa.table(
     {
         "id": [f"d-{n}" for n in range(6)],
         "text": ["the small fox", None, "", "über", "x" * 300, "a b"],
-        "images": [[{"bytes": picture(1, size=(8, 8)), "path": None}], [], None, [{"bytes": None, "path": "a.png"}], [], []],
+        "images": [
+            [{"bytes": picture(1, size=(8, 8)), "path": None}],
+            [],
+            None,
+            [{"bytes": None, "path": "a.png"}],
+            [],
+            [],
+        ],
         "carry": [1, 2, None, 4, 5, 6],
     }
 )

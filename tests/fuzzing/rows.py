@@ -32,11 +32,35 @@ _TASKS = (
 )
 _PNG = picture(1)
 _IMAGES = (_PNG, _PNG[:40], b"", b"GIF89a....", picture(2, "JPEG"), picture(3, "WEBP"), b"\x00" * 20)
-_STRINGS = (b"the small fox", b"", b" \n", b"\xff\xfe", b"\xed\xa0\x80", b"a\x00b", b"<eos>", "日本 ▁".encode(), b"x" * 3000, b"d-1")
+_STRINGS = (
+    b"the small fox",
+    b"",
+    b" \n",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"a\x00b",
+    b"<eos>",
+    "日本 ▁".encode(),
+    b"x" * 3000,
+    b"d-1",
+)
 _PATHS = (b"a.png", b"../a.png", b"http://127.0.0.1:9/a", b"", b"\xff", b"/etc/hostname", b"sub\\a.png", b"a\nb")
 # How a column may hold text, and how it is made of bytes that need not be UTF-8.
 _TEXTS = ("string", "large_string", "string_view", "dictionary", "null", "binary", "int64", "list", "float")
-_IDS = ("string", "string", "string", "large_string", "string_view", "dictionary", "int64", "uint64", "int8", "null", "float", "binary")
+_IDS = (
+    "string",
+    "string",
+    "string",
+    "large_string",
+    "string_view",
+    "dictionary",
+    "int64",
+    "uint64",
+    "int8",
+    "null",
+    "float",
+    "binary",
+)
 _PICTURES = (
     "binary", "large_binary", "binary_view", "string", "struct", "struct_bytes", "struct_path", "list<struct>", "list<binary>",
     "list<string>", "large_list<struct>", "dictionary", "null", "int64", "list<null>", "list<list>", "struct_odd", "list_view",
@@ -57,7 +81,9 @@ def _cases(draw: Any) -> dict[str, Any]:
     return {
         "id": {
             "type": "string" if usual else draw(st.sampled_from(_IDS)),
-            "cells": draw(rows(st.one_of(cells, st.sampled_from((b"1", b"2", b"3", b"-4"))), min_size=_ROWS, max_size=_ROWS)),
+            "cells": draw(
+                rows(st.one_of(cells, st.sampled_from((b"1", b"2", b"3", b"-4"))), min_size=_ROWS, max_size=_ROWS)
+            ),
         },
         "text": {
             "type": draw(st.sampled_from(_TEXTS[:5] if usual else _TEXTS)),
@@ -65,11 +91,19 @@ def _cases(draw: Any) -> dict[str, Any]:
         },
         "images": {
             "type": draw(st.sampled_from(_PICTURES[:13] if usual else _PICTURES)),
-            "cells": draw(rows(st.lists(st.tuples(image, path), max_size=draw(st.sampled_from((1, 2, 6)))), min_size=_ROWS, max_size=_ROWS)),
+            "cells": draw(
+                rows(
+                    st.lists(st.tuples(image, path), max_size=draw(st.sampled_from((1, 2, 6)))),
+                    min_size=_ROWS,
+                    max_size=_ROWS,
+                )
+            ),
             "null": draw(st.lists(st.booleans(), min_size=_ROWS, max_size=_ROWS)),
         },
         "carry": {"type": draw(st.sampled_from(_CARRIED)), "cells": draw(rows(cells, min_size=_ROWS, max_size=_ROWS))},
-        "filter": draw(st.sampled_from((None, None, None, [["id", "!=", "d-1"]], [["n", ">", 0]], [["carry", "=", "x"]]))),
+        "filter": draw(
+            st.sampled_from((None, None, None, [["id", "!=", "d-1"]], [["n", ">", 0]], [["carry", "=", "x"]]))
+        ),
         "groups": draw(st.sampled_from((_ROWS, 1, 3))),
     }
 
@@ -160,9 +194,13 @@ def _items(kind: str, items: list[tuple[bytes | None, bytes | None]]) -> pa.Arra
         case "struct_bytes":
             return pa.StructArray.from_arrays([pa.array(data, pa.large_binary())], ["bytes"])
         case "struct_path":
-            return pa.StructArray.from_arrays([_strings(paths, pa.large_string()), pa.nulls(len(items))], ["path", "bytes"])
+            return pa.StructArray.from_arrays(
+                [_strings(paths, pa.large_string()), pa.nulls(len(items))], ["path", "bytes"]
+            )
         case "struct_odd":
-            return pa.StructArray.from_arrays([_numbers(data, pa.int64()), _strings(paths, pa.string())], ["bytes", "url"])
+            return pa.StructArray.from_arrays(
+                [_numbers(data, pa.int64()), _strings(paths, pa.string())], ["bytes", "url"]
+            )
     return pa.StructArray.from_arrays([pa.array(data, pa.binary()), _strings(paths, pa.string())], ["bytes", "path"])
 
 
@@ -170,10 +208,14 @@ def _pictures(case: dict[str, Any]) -> pa.Array:
     kind, cells = case["type"], [[tuple(item) for item in cell] for cell in case["cells"]]
     null = np.array([*case["null"], False])
     if kind in ("list_view", "list<list>") or "<" in kind:
-        inner = _items(kind.removeprefix("large_")[5:-1] if "<" in kind else "struct", [i for cell in cells for i in cell])
+        inner = _items(
+            kind.removeprefix("large_")[5:-1] if "<" in kind else "struct", [i for cell in cells for i in cell]
+        )
         offsets = np.cumsum([0, *map(len, cells)])
         if kind == "list_view":
-            return pa.ListViewArray.from_arrays(pa.array(offsets[:-1], pa.int32()), pa.array(list(map(len, cells)), pa.int32()), inner)
+            return pa.ListViewArray.from_arrays(
+                pa.array(offsets[:-1], pa.int32()), pa.array(list(map(len, cells)), pa.int32()), inner
+            )
         if kind == "list<list>":
             inner = pa.ListArray.from_arrays(pa.array(range(len(inner) + 1), pa.int32()), inner)
         large = kind.startswith("large_")

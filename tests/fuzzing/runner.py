@@ -48,20 +48,20 @@ class Report:
         return f"{self.surface:<14}{self.inputs:>9,} inputs {share} accepted {self.seconds:>7.1f} CPU s{said}"
 
 
-def run(
-    surfaces: Iterable[Surface], inputs: int, first_seed: int, jobs: int, keep: bool = True
-) -> Iterator[Report]:
+def run(surfaces: Iterable[Surface], inputs: int, first_seed: int, jobs: int, keep: bool = True) -> Iterator[Report]:
     """Every surface's share of `inputs`, `jobs` at a time; `keep` puts what escapes into `FOUND`."""
     listed = sorted(surfaces, key=lambda surface: -surface.share)
     total = sum(surface.share for surface in listed)
     with ThreadPoolExecutor(jobs) as pool:
-        wanted = [(s, [str(max(min(_LEAST, inputs), -(-inputs * s.share // total))), str(first_seed)]) for s in listed]
+        wanted = [
+            (s, ["hunt", str(max(min(_LEAST, inputs), -(-inputs * s.share // total))), str(first_seed)]) for s in listed
+        ]
         yield from pool.map(lambda pair: watch(*pair, keep=keep), wanted)
 
 
-def replay(surface: Surface, path: Path) -> Report:
-    """One kept input again, watched like the others."""
-    return watch(surface, [str(path.absolute())], keep=False)
+def replay(surface: Surface, paths: Iterable[Path]) -> Report:
+    """Kept inputs of one surface again, watched like the others."""
+    return watch(surface, ["again", *(str(path.absolute()) for path in paths)], keep=False)
 
 
 def watch(surface: Surface, arguments: list[str], keep: bool = True) -> Report:
@@ -75,7 +75,7 @@ def watch(surface: Surface, arguments: list[str], keep: bool = True) -> Report:
 
 
 def _watched(surface: Surface, arguments: list[str], folder: Path, keep: bool) -> Report:
-    command = [sys.executable, "-m", "tests.fuzzing.child", surface.name, *arguments, str(folder)]
+    command = [sys.executable, "-m", "tests.fuzzing.child", surface.name, str(folder), *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     began = time.monotonic()
     with open(folder / "log", "w+b") as log:

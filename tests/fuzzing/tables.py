@@ -29,11 +29,51 @@ _ROWS = {
     _ZONES[1]: [row(5), row(6)],
     _ZONES[2]: [row(7, status="failed", attempt=2), row(8, status="rejected")],
 }
-_COLUMNS = ("key", "status", "attempt", "task", "created_at", "document_id", "text", "error_code", "published_at", "source_row")
+_COLUMNS = (
+    "key",
+    "status",
+    "attempt",
+    "task",
+    "created_at",
+    "document_id",
+    "text",
+    "error_code",
+    "published_at",
+    "source_row",
+)
 _KEYS = ("0" * 32, "g" * 32, "", "0" * 31, "A" * 32, "é" * 16, "0" * 64)
 _TASKS = ("a", "", "../x", "a/b", "A", "x" * 65, ".", "\n", "ü")
-_TYPES = ("int64", "string", "large_string", "binary", "null", "list", "struct", "dictionary", "float64", "bool", "timestamp")
-_FOOTERS = (b"", b"x", b"-1", b"0", b"2", b"1.5", b"\xff", b"[]", b"null", b"5", b'{"a": "x"}', b'{"a": null}', b'{"a": 1e999}', b'{"a": {}}', b'{"a": -5}', b"[" * 5000)
+_TYPES = (
+    "int64",
+    "string",
+    "large_string",
+    "binary",
+    "null",
+    "list",
+    "struct",
+    "dictionary",
+    "float64",
+    "bool",
+    "timestamp",
+)
+_FOOTERS = (
+    b"",
+    b"x",
+    b"-1",
+    b"0",
+    b"2",
+    b"1.5",
+    b"\xff",
+    b"[]",
+    b"null",
+    b"5",
+    b'{"a": "x"}',
+    b'{"a": null}',
+    b'{"a": 1e999}',
+    b'{"a": {}}',
+    b'{"a": -5}',
+    b"[" * 5000,
+)
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from . import NAMES, cases, surface_named
-from .runner import FOUND, Report, replay, run, watch
+from .runner import FOUND, Report, replay, run
 from .surface import Escaped, Surface, answered, honest, line
 
 # `make fuzz` runs a hundred thousand.
@@ -32,22 +32,34 @@ def test_every_input_works_or_is_refused_in_one_line(reports: dict[str, Report],
     assert report.accepted >= _LEAST_ACCEPTED * report.inputs, report
 
 
-@pytest.mark.parametrize("path", sorted(FOUND.glob("*.json")), ids=lambda path: path.stem)
-def test_an_input_that_once_escaped_does_so_no_more(path: Path) -> None:
-    report = replay(surface_named(cases.load(path)[0]), path)
-    assert report.inputs == 1
+def _found() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in sorted(FOUND.glob("*.json")):
+        found.setdefault(cases.load(path)[0], []).append(path)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(_found()))
+def test_inputs_that_once_escaped_do_so_no_more(name: str) -> None:
+    report = replay(surface_named(name), _found()[name])
     assert report.why is None, report.why
+    assert report.inputs == len(_found()[name])
 
 
 @pytest.mark.parametrize(
     ("case", "said"),
-    [("crash", "the process ended with -6"), ("hang", "no answer within 2 s"), ("memory", "MemoryError"), ("raise", "KeyError")],
+    [
+        ("crash", "the process ended with -6"),
+        ("hang", "no answer within 2 s"),
+        ("memory", "MemoryError"),
+        ("raise", "KeyError"),
+    ],
 )
 def test_the_watch_sees_what_no_test_in_the_same_process_could(case: str, said: str, tmp_path: Path) -> None:
     from . import selftest
 
     path = cases.save(tmp_path, "selftest", case, "")
-    report = watch(selftest.SURFACE, [str(path)], keep=False)
+    report = replay(selftest.SURFACE, [path])
     assert report.why is not None and said in report.why
 
 

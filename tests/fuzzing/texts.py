@@ -22,7 +22,9 @@ _PIECES = (
     "\u200b", "\ufeff", "\ufffd", "\uffff", "\U0010ffff", "The small fox", "Summarize in French:", "a" * 400, "\n" * 300,
     "{language}", "{question}", "{}", "<unused0>", "<start_of_turn>", "</s>", "[CLS]", "fi", "１２３", "\u0600" * 50,
 )  # fmt: skip
-_texts = st.lists(st.one_of(st.sampled_from(_PIECES), st.sampled_from(_PIECES), st.text(max_size=8)), max_size=8).map("".join)
+_texts = st.lists(st.one_of(st.sampled_from(_PIECES), st.sampled_from(_PIECES), st.text(max_size=8)), max_size=8).map(
+    "".join
+)
 
 
 @st.composite

@@ -27,8 +27,32 @@ _SHAPES = {
 _KINDS = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "U8": 1, "F8_E4M3": 1}
 _INDEX = "model.safetensors.index.json"
 _NAMES = ("a.safetensors", "b.safetensors")
-_WRONG = (*VALUES, "F32", "BF16", "F64", "I4", "BOOL", [4, 8], [8, 4, 1], [0], [0, 8], [8, 0], [1 << 40], [1 << 63, 2], [-1])
-_KEYS = ("__metadata__", "dtype", "shape", "data_offsets", "", "two\nlines", "encoder.norm.weight", "model.encoder.norm.weight")
+_WRONG = (
+    *VALUES,
+    "F32",
+    "BF16",
+    "F64",
+    "I4",
+    "BOOL",
+    [4, 8],
+    [8, 4, 1],
+    [0],
+    [0, 8],
+    [8, 0],
+    [1 << 40],
+    [1 << 63, 2],
+    [-1],
+)
+_KEYS = (
+    "__metadata__",
+    "dtype",
+    "shape",
+    "data_offsets",
+    "",
+    "two\nlines",
+    "encoder.norm.weight",
+    "model.encoder.norm.weight",
+)
 
 
 def _header(prefix: str, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -55,7 +79,16 @@ _INDEXES = [
     {"metadata": {"total_size": 500}, "weight_map": {n: _NAMES[i > 2] for i, n in enumerate(_ALL)}},
     {"weight_map": {n: _NAMES[i > 2] for i, n in enumerate(_ALL)}},
 ]
-_INDEX_VALUES = (*VALUES, "a.safetensors", "b.safetensors", "c.safetensors", "../a.safetensors", "/etc/hostname", ".", "a\0b")
+_INDEX_VALUES = (
+    *VALUES,
+    "a.safetensors",
+    "b.safetensors",
+    "c.safetensors",
+    "../a.safetensors",
+    "/etc/hostname",
+    ".",
+    "a\0b",
+)
 
 
 @st.composite
