@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.corpusmill-setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench model test chaos lint format types lock clean
+.PHONY: help setup demo bench model test chaos fuzz audit lint format types lock clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -26,6 +26,12 @@ test: $(STAMP)  ## run the tests; with CI=1 (as .ci/run) the slow ones too
 
 chaos: $(STAMP)  ## kill a run at random while somebody reads its table, 20 rounds (half an hour; docs/testing.md)
 	$(BIN)/python -m tests.chaos --rounds 20
+
+fuzz: $(STAMP)  ## give every place where foreign data comes in 100,000 hostile inputs (docs/fuzzing.md)
+	$(BIN)/python -m tests.fuzzing --inputs 100000
+
+audit: $(STAMP)  ## look for known vulnerabilities in what requirements.lock names; exit code 75: nobody could be asked
+	$(BIN)/python .ci/audit.py
 
 lint: $(STAMP)  ## check style and formatting
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pipelines.job import JobSpec
 
 from .environment import redact
+from .text import escape
 
 YamlPath = tuple[str | int, ...]
 
@@ -48,7 +49,8 @@ _BOUNDS = {
 def dotted(path: YamlPath) -> str:
     """A path as people write it: tasks[1].language."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return text.removeprefix(".") or "the file"
+    # A key is the file's own text, and may hold what would break the line.
+    return escape(text.removeprefix(".")) or "the file"
 
 
 def known_keys(model: type[BaseModel]) -> str:
@@ -128,7 +130,7 @@ def _unknown_key(location: tuple[str | int, ...], file: type[BaseModel]) -> str:
 
 
 def _missing(location: tuple[str | int, ...], file: type[BaseModel]) -> str:
-    if location[:2] == ("source", "filter"):
+    if isinstance(location[-1], int):  # only a condition is a list of parts
         return 'expected three parts in each filter: [column, operator, value], as in ["lang", "=", "de"]'
     key = str(location[-1])
     holds = _model_in(_model_at(location[:-1], file).model_fields[key].annotation)

@@ -51,8 +51,26 @@ def query(path: str, sql: str, form: Format, console: Console, out: TextIO | Non
 
 def _rows(reader: pa.RecordBatchReader) -> Iterator[list[Any]]:
     for batch in reader:
-        columns = [column.to_pylist() for column in batch.columns]
+        columns = [_values(column) for column in batch.columns]
         yield from (list(row) for row in zip(*columns, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (OverflowError, ValueError):
+        return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    """A cell as Python has it; as text where it has no such value: the date `infinity`, a year above 9999."""
+    try:
+        return cell.as_py()
+    except (OverflowError, ValueError):
+        try:
+            return cell.cast(pa.string()).as_py()
+        except (OverflowError, ValueError, pa.ArrowException):
+            return f"({cell.type})"
 
 
 def _csv(reader: pa.RecordBatchReader, out: TextIO) -> None:

@@ -19,11 +19,10 @@ from .problems import YamlPath, dotted, join, known_keys, sentence, settle
 
 # One entry per thing in the file; far above any real job, far below what a file of nested aliases unfolds to.
 _MAX_ENTRIES = 20_000
-_MAX_BYTES = 4 << 20
-# YAML's numbers to the base 60, 1:30:00, take time with the square of their length.
-_LONGEST_NUMBER = 1000
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MAX_BYTES = 1 << 20
+_MAX_DIGITS = 400
 _MERGE = "tag:yaml.org,2002:merge"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -133,8 +132,11 @@ class _Reader:
             self._look(_Loader(text).get_single_node())
             data = yaml.safe_load(text)
         except _TooManyError:
-            raise self._too_large() from None
-        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise JobFileError([self._too_many()]) from None
+        except JobFileError:
+            raise
+        except Exception as error:
+            # PyYAML's constructors raise whatever a failed match or look-up raises: `!!timestamp x` an AttributeError.
             raise self._not_yaml(error, text) from None
         assert isinstance(data, dict)
         return data
@@ -160,14 +162,15 @@ class _Reader:
             said = f"found {found} where a job has lines of `key: value`, such as `name: my-job`"
             raise JobFileError([f"{self.name}:{root.start_mark.line + 1}: {said}"])
         self.lines[()] = 1
+        if _merged_size(root) > _MAX_ENTRIES:
+            raise JobFileError([self._too_many()])
         for count, (path, key, value) in enumerate(_walk((), root, ())):
             if count > _MAX_ENTRIES:
-                raise self._too_large()
-            if isinstance(value, yaml.ScalarNode) and len(value.value) > _LONGEST_NUMBER and value.tag in _NUMBERS:
-                line = value.start_mark.line + 1
-                raise JobFileError([f"{self.name}:{line}: a number of {len(value.value):,} digits"])
-            if key is not None and key.tag == _MERGE:
-                continue
+                raise JobFileError([self._too_many()])
+            if isinstance(value, yaml.ScalarNode) and value.tag in _NUMBERS and len(value.value) > _MAX_DIGITS:
+                # Not left to YAML: it takes hours over a number such as 1:1:1:… of a megabyte.
+                place = f"{self.name}:{value.start_mark.line + 1}: {dotted(path)}"
+                raise JobFileError([f"{place}: a number of {len(value.value):,} characters; write it in quotes"])
             if any(path[:n] in self.reported for n in range(1, len(path))):
                 continue
             line = (key or value).start_mark.line + 1
@@ -180,13 +183,15 @@ class _Reader:
                 if isinstance(value, yaml.ScalarNode):
                     self.written[path] = value.value
 
-    def _too_large(self) -> JobFileError:
-        return JobFileError([f"{self.name}: too large for a job file (over {_MAX_ENTRIES:,} entries)"])
+    def _too_many(self) -> str:
+        return f"{self.name}: too large for a job file (over {_MAX_ENTRIES:,} entries)"
 
     def _not_yaml(self, error: Exception, text: str) -> JobFileError:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         if mark is None:
-            said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+            said = "a value is not what its tag (!!…) says"
+            if isinstance(error, RecursionError | ValueError):
+                said = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
             return JobFileError([f"{self.name}: not valid YAML: {said}"])
         lines = text.splitlines()
         until = lines[mark.line][: mark.column + 1] if mark.line < len(lines) else ""
@@ -197,6 +202,7 @@ class _Reader:
         return JobFileError([f"{where}: not valid YAML: {said} (column {mark.column + 1})"])
 
     def _expand(self, value: Any, path: YamlPath) -> Any:
+        """`value` with its variables filled in; what cannot be is noted, and stands there as text that is UTF-8."""
         if isinstance(value, dict):
             return {k: self._expand(item, (*path, k)) for k, item in value.items() if isinstance(k, str)}
         if isinstance(value, list):
@@ -212,7 +218,7 @@ class _Reader:
         except UnicodeEncodeError:
             # An escape in the file, or bytes in the environment that are not UTF-8.
             self._note(self._line(path), path, "holds half a character (a lone surrogate): write it in UTF-8")
-            return value
+            return value.encode(errors="replace").decode()
         if result != value:
             self.expanded[result] = value
         return result
@@ -248,6 +254,8 @@ def _walk(
     above = (*above, id(node))
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag == _MERGE:
+                continue
             here = (*path, key.value if isinstance(key, yaml.ScalarNode) else "?")
             yield here, key, value
             yield from _walk(here, value, above)
@@ -255,3 +263,27 @@ def _walk(
         for index, value in enumerate(node.value):
             yield (*path, index), None, value
             yield from _walk((*path, index), value, above)
+
+
+def _merged_size(root: yaml.Node) -> int:
+    """Entries of all mappings once their merges (`<<`) are copied in: a few nested ones can mean billions."""
+    sizes: dict[int, int] = {}
+
+    def size(node: yaml.Node) -> int:
+        if not isinstance(node, yaml.MappingNode) or id(node) in sizes:
+            return sizes.get(id(node), 0)
+        sizes[id(node)] = total = 0  # one that merges itself ends here
+        for key, value in node.value:
+            parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            total += sum(map(size, parts)) if key.tag == _MERGE else 1
+        sizes[id(node)] = total
+        return total
+
+    total, seen, left = 0, set(), [root]
+    while left:
+        node = left.pop()
+        if id(node) not in seen and isinstance(node, yaml.CollectionNode):
+            seen.add(id(node))
+            total += size(node)
+            left += [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    return total

@@ -136,9 +136,10 @@ def _public(holder: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
-    counts = manifest.get("counts") or {}
-    made = {name: sum(task.get(name, 0) for task in counts.values()) for name in ("ok", "rejected", "failed")}
+    counts = [task for task in _block(manifest.get("counts")).values() if isinstance(task, dict)]
+    made = {name: sum(_whole(task.get(name)) for task in counts) for name in ("ok", "rejected", "failed")}
     run_id, code = str(manifest.get("run_id", "")), manifest.get("exit")
+    code = code if isinstance(code, int | None) else str(code)
     if code is None:
         state = "running" if run_id == holding else "killed"
     else:
@@ -147,13 +148,23 @@ def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
     error = None if code == _INTERRUPTED else manifest.get("error")
     return {
         "run_id": run_id,
-        "job": (manifest.get("job") or {}).get("name"),
+        "job": _block(manifest.get("job")).get("name"),
         "state": state,
         "started": manifest.get("started"),
         "ended": manifest.get("ended"),
         **made,
         "error": None if error is None else redact(str(error)),
     }
+
+
+def _block(value: Any) -> dict[str, Any]:
+    """A block of a manifest, which is a file that anything may have been done to; empty for what is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: Any) -> int:
+    # Below what a count can be; a JSON file may hold numbers too long to print.
+    return value if isinstance(value, int) and 0 <= value < 1 << 63 else 0
 
 
 def _render(console: Console, status: TableStatus) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import ModelError
 from .folder import weight_files
+from .settings import named
 
 # Checkpoint layouts differ by these infixes only: "released" leaves them out, "in memory" spells them.
 _INFIXES = {"encoder.text_model.": "encoder.", "vision_tower.vision_model.": "vision_tower."}
@@ -79,9 +80,9 @@ def _check(
     path: Path, stored: str, name: str, shape: tuple[int, ...], expected: Mapping[str, torch.Size], seen: set[str]
 ) -> None:
     if name not in expected:
-        raise ModelError(f"{path} holds the tensor {stored}, which a T5Gemma 2 of this config does not have")
+        raise ModelError(f"{path} holds the tensor {named(stored)}, which a T5Gemma 2 of this config does not have")
     if name in seen:
-        raise ModelError(f"{path} holds the tensor {name} a second time")
+        raise ModelError(f"{path} holds the tensor {named(name)} a second time")
     if shape != tuple(expected[name]):
         raise ModelError(f"{path}: tensor {stored} has shape {list(shape)}, the config says {list(expected[name])}")
     seen.add(name)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from .errors import ModelError
-from .settings import read_json, shown
+from .settings import Settings, is_text, named, naming, read_json, shown
 
 # Everything that decides what a model computes; nothing else in a folder changes its revision.
 _SIDE_FILES = (
@@ -54,24 +54,29 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model, sharded or not, in name order; ModelError when there are none."""
     index = read_json(folder / _INDEX)
     if index is not None:
-        placed = index.get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
-            raise ModelError(f"{folder / _INDEX}: weight_map must name the file of each tensor")
-        names = sorted(set(placed.values()))
-        if wrong := next((name for name in names if not _WEIGHTS.fullmatch(name)), None):
-            raise ModelError(
-                f"{folder / _INDEX} names {shown(wrong)}; only .safetensors files in its own folder are read"
-            )
+        with naming(folder / _INDEX):
+            names = _named_files(Settings(index))
     else:
         names = ["model.safetensors"] if (folder / "model.safetensors").exists() else []
-    missing = [name for name in names if not (folder / name).exists()]
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise ModelError(f"{folder} lacks {missing[0]}, which its index names")
+        raise ModelError(f"{folder} lacks {named(missing[0])}, which its index names")
     if not names:
         pickled = sorted(path.name for kind in _PICKLED for path in folder.glob(kind))
         hint = f"; {pickled[0]} may be a pickle, which is never opened: convert it to safetensors" if pickled else ""
         raise ModelError(f"{folder} has no model.safetensors{hint}")
     return [folder / name for name in names]
+
+
+def _named_files(index: Settings) -> list[str]:
+    """The files that an index names, in name order; ValueError for what is no name of a file in the same folder."""
+    weight_map = index.block("weight_map")
+    for tensor, name in weight_map.values.items():
+        if not is_text(name):
+            raise ValueError(f"weight_map names {shown(name)} for the tensor {shown(tensor)}; it must be a file's name")
+        if not _WEIGHTS.fullmatch(name):
+            raise ValueError(f"weight_map names {shown(name)}; only .safetensors files in its own folder are read")
+    return sorted(set(weight_map.values.values()))
 
 
 def model_revision(folder: Path) -> str:

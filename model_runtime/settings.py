@@ -194,6 +194,11 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
+def named(text: str) -> str:
+    """A foreign name for a message: as it is, or as `shown` where it would break the line or fill the screen."""
+    return text if text.isprintable() and len(text) <= 4 * _SHOWN else shown(text)
+
+
 def shown(value: Any) -> str:
     """A JSON value for a message: in one line, and not all of a long one."""
     text = "null" if value is None else repr(value)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
+from .damage import printable
 from .errors import SourceError
 from .job import SourceSpec
 from .schema import IMAGE, OUTPUT, source_schema
@@ -204,5 +205,5 @@ def _is_images(kind: pa.DataType) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:12])
+    shown = ", ".join(map(printable, names[:12]))
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown

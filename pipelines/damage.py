@@ -25,6 +25,12 @@ def damage() -> Iterator[list[str]]:
         found.append(first_line(error))
 
 
+def printable(name: str) -> str:
+    """A column's name for a message: a damaged footer spells names in any characters, and at any length."""
+    shown = "".join(c if c.isprintable() else "?" for c in name[:80])
+    return f"{shown}…" if len(name) > 80 else shown
+
+
 def first_line(error: BaseException) -> str:
     """An error's message, its first line alone; Arrow may quote a damaged byte in it, which is shown as `?`."""
     line = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

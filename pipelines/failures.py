@@ -87,8 +87,8 @@ def merge_errors(
     with TableFile(out, schema, footer) as file:
         for source, mask in zip(sources, masks):
             at = 0
-            for rows in _batches(source):
-                file.write(conform(rows.filter(pa.array(mask[at : at + len(rows)])), schema))
+            for rows in _batches(source, schema):
+                file.write(rows.filter(pa.array(mask[at : at + len(rows)])))
                 at += len(rows)
     return file.rows
 
@@ -167,7 +167,7 @@ def _times(created_at: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(created_at.cast(pa.int64()), _NEVER).to_numpy()
 
 
-def _batches(source: Location) -> Iterator[pa.Table]:
+def _batches(source: Location, schema: pa.Schema) -> Iterator[pa.Table]:
     with reading(source) as opened:
         for batch in opened.iter_batches(_ROWS, use_threads=False):
-            yield pa.Table.from_batches([batch])
+            yield conform(pa.Table.from_batches([batch]), schema)

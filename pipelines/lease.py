@@ -47,9 +47,12 @@ class Holder:
     def parse(cls, data: bytes) -> Holder | None:
         """None for a file that is no lease (an older writer's, or garbage)."""
         try:
-            return cls(**json.loads(data))
-        except (ValueError, TypeError):
+            holder = cls(**json.loads(data))
+        except (ValueError, TypeError, RecursionError):
             return None
+        texts = (holder.run_id, holder.job, holder.host, holder.started, holder.place, holder.born, holder.token)
+        good = type(holder.pid) is int and type(holder.heartbeat) in (int, float) and abs(holder.heartbeat) < 1e12
+        return holder if good and all(isinstance(text, str) for text in texts) else None
 
 
 class Lease:

@@ -176,6 +176,6 @@ def _each_string(value: Any, change: Callable[[str], Any]) -> Any:
 def _read_manifest(location: Location) -> dict[str, Any] | None:
     try:
         manifest = json.loads(location.read_bytes())
-    except (StorageError, ValueError):
+    except (StorageError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) else None

@@ -117,8 +117,10 @@ def _estimate(table: Location, resolved: Resolved, tokens: int, documents: int) 
     if not documents:
         return 0.0, "nothing is left to do"
     for manifest in lineage.read_manifests(table):
-        seconds, made = manifest.get("generate_seconds") or 0.0, manifest.get("input_tokens") or 0
-        same = (manifest.get("model") or {}).get("revision") == resolved.revision
-        if same and seconds and made:
-            return seconds * tokens / made, f"at the pace of run {manifest['run_id']}"
+        seconds, made = manifest.get("generate_seconds"), manifest.get("input_tokens")
+        model = manifest.get("model")
+        same = isinstance(model, dict) and model.get("revision") == resolved.revision
+        # A manifest is a file that anything may have been done to.
+        if same and all(isinstance(figure, int | float) and 0 < figure < 1e18 for figure in (seconds, made)):
+            return seconds * tokens / made, f"at the pace of run {manifest.get('run_id')}"
     return None, "this model has not run on this table yet; `corpusmill run JOB --sample 20` measures its pace"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +18,8 @@ from infra.storage import FileInfo, Location, Problem, StorageError, scratch_fol
 from .failures import Successes, current_errors, merge_errors, oldest
 from .keys import KeySet, keys_of
 from .results import ResultsLog
+from .resume import check_rows
 from .table import (
-    SHARES,
     GrowingFile,
     TableFile,
     check_file_schema,
@@ -28,6 +27,7 @@ from .table import (
     clean_partial,
     conform,
     footer_keys,
+    read_shares,
     reading,
     write_work,
 )
@@ -122,12 +122,14 @@ class Publisher:
         try:
             with reading(Location(file.url)) as opened:
                 rows = opened.read(use_threads=False)
+                check_file_schema(file.url, rows.schema, self._schema)
+                rows = conform(rows, self._schema)
+                check_rows(rows)
+                return rows
         except StorageError as error:
             if error.problem is Problem.MISSING:
                 return None
             raise
-        check_file_schema(file.url, rows.schema, self._schema)
-        return conform(rows, self._schema)
 
     def _ripe(self, work: list[FileInfo]) -> set[str]:
         if sum(file.size for file in work) < self._target:
@@ -143,7 +145,7 @@ class Publisher:
         if file.url not in self._shares:
             try:
                 with reading(Location(file.url)) as opened:
-                    self._shares[file.url] = json.loads((opened.metadata.metadata or {}).get(SHARES, b"{}"))
+                    self._shares[file.url] = read_shares(opened.metadata.metadata)
             except StorageError as error:
                 if error.problem is not Problem.MISSING:
                     raise

@@ -92,8 +92,13 @@ class Read:
                 while True:
                     with damage() as found:
                         piece = next(pieces, None)
-                    if found or piece is None:
+                    end = group.first_row + group.rows
+                    if not found and row < end and not (piece and piece.num_rows):
+                        # A damaged footer: no error, and no more rows, of which the plan counted some.
+                        found.append(f"it ends after {row - group.first_row:,} of its {group.rows:,} rows")
+                    if found or piece is None or row == end:
                         break
+                    piece = piece.slice(0, end - row)
                     table, rows = self._passing(pa.Table.from_batches([piece]), row)
                     row += piece.num_rows
                     yield self._rows(table, rows, group, ordinal)

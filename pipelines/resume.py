@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.storage import FileInfo, Location, Problem, StorageError
 
+from .damage import printable
 from .keys import KEY, find, keys_of, order_of
 from .table import ZONES, reading
 
@@ -20,6 +23,7 @@ STATUS_NAMES = ("pending", "ok", "rejected", "failed")
 # What wins when a key stands in several places, weakest first.
 _STRENGTH = np.array([0, 3, 2, 1], np.int32)
 _OF_STRENGTH = np.array([PENDING, FAILED, REJECTED, OK], np.int8)
+_TASK = re.compile(r"[a-z0-9_]{1,64}")
 _ROWS = 1 << 18
 _READERS = 16
 
@@ -137,6 +141,17 @@ def attempts_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
         column = column.combine_chunks()
     counts = column.fill_null(1).to_numpy(zero_copy_only=False)
     return np.clip(counts, 0, np.iinfo(np.int16).max).astype(np.int16)
+
+
+def check_rows(rows: pa.Table) -> None:
+    """ValueError, or Arrow's own error, for rows that no run made: a publisher would lose them, or break on them."""
+    rows.validate(full=True)
+    keys_of(rows.column("key"))
+    status_codes(rows.column("status"))
+    attempts_of(rows.column("attempt"))
+    for task in pc.unique(rows.column("task")).to_pylist():
+        if task is None or not _TASK.fullmatch(task):
+            raise ValueError(f"it holds a row of the task {printable(str(task))!r}, which is no task name")
 
 
 def _joined(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:

@@ -175,7 +175,12 @@ def _whole_columns(
         return None, problem
     schema = footer.schema.to_arrow_schema()
     file = pq.ParquetFile(opened, metadata=footer, read_dictionary=dictionary_columns(schema, columns))
-    table = decoded(file.read_row_group(index, columns=columns, use_threads=False), schema)
+    read = file.read_row_group(index, columns=columns, use_threads=False)
+    if read.num_rows != footer.row_group(index).num_rows:
+        raise pa.ArrowInvalid(
+            f"it holds {read.num_rows:,} rows and its footer says {footer.row_group(index).num_rows:,}"
+        )
+    table = decoded(read, schema)
     return table, None if table is not None else f"row group {index}: its ids repeat too many bytes to be read"
 
 
@@ -195,7 +200,17 @@ def filtered(table: pa.Table, source: SourceSpec) -> pa.Table:
 
 def passing(table: pa.Table, conditions: Sequence[Condition], name: str) -> pa.Table:
     """The rows that pass; SourceError, which begins with `name`, when a value does not fit its column."""
+    table = _without_views(table)
     try:
         return table.filter(pq.filters_to_expression([tuple(condition) for condition in conditions]))
     except pa.ArrowException as error:
         raise SourceError(f"{name}: {first_line(error)}") from error
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """`table` with plain strings and bytes: Arrow reads views from a file, and cannot filter them."""
+    for i, column in enumerate(table.schema):
+        if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+            plain = pa.large_string() if pa.types.is_string_view(column.type) else pa.large_binary()
+            table = table.set_column(i, column.name, table.column(i).cast(plain))
+    return table

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from infra.storage import FileInfo, Location, Problem, StorageError, redact_url, remove_dead_temporaries
 
-from .damage import first_line, is_damage
+from .damage import first_line, is_damage, printable
 from .errors import RunError, TableError
 from .schema import DICTIONARY_COLUMNS, OUTPUT, SCHEMA_VERSION
 
@@ -57,7 +57,7 @@ def reading(location: Location) -> Iterator[pq.ParquetFile]:
     except (RunError, StorageError):
         raise
     except Exception as error:
-        if is_damage(error) or isinstance(error, ValueError | KeyError):
+        if is_damage(error) or isinstance(error, ValueError | KeyError | TypeError):
             raise TableError(
                 f"{location}: this file of the table cannot be read ({first_line(error)}); move it away and run again"
             ) from error
@@ -172,10 +172,13 @@ def clean_partial(table: Location) -> int:
 def check_file_schema(url: str, found: pa.Schema, wanted: pa.Schema) -> None:
     """TableError, naming the column, when one file's schema does not fit `wanted`; older versions may lack columns."""
     url, own, wanted = redact_url(url), set(OUTPUT.names), _as_written(wanted)
-    version = int((found.metadata or {}).get(b"corpusmill.schema_version", b"0"))
+    said = (found.metadata or {}).get(b"corpusmill.schema_version", b"0")
+    if not said.isdigit() or len(said) > 9:
+        raise TableError(f"{url}: its footer does not say which schema it has; this is not a corpusmill table")
+    version = int(said)
     if version > SCHEMA_VERSION:
         newer = next((name for name in found.names if name not in set(wanted.names)), None)
-        column = f" (column {newer})" if newer else ""
+        column = f" (column {printable(newer)})" if newer else ""
         raise TableError(f"{url}: written by a newer corpusmill{column}; upgrade this installation to go on")
     for field in wanted:
         if field.name not in found.names:
@@ -196,9 +199,18 @@ def check_file_schema(url: str, found: pa.Schema, wanted: pa.Schema) -> None:
     for name in found.names:
         if name not in wanted.names:
             raise TableError(
-                f"{url}: column {name} is in the table but not carried by the job; add it to source.carry "
+                f"{url}: column {printable(name)} is in the table but not carried by the job; add it to source.carry "
                 "or choose a new output.path"
             )
+
+
+def read_shares(footer: Mapping[bytes, bytes] | None) -> dict[str, float]:
+    """The shares in a work file's footer, none when it has none; ValueError for what no writer of ours put there."""
+    shares = json.loads((footer or {}).get(SHARES, b"{}"))
+    good = isinstance(shares, dict) and all(type(s) in (int, float) and 0 <= s <= 1 for s in shares.values())
+    if not good:
+        raise ValueError("its footer's shares are not numbers from 0 to 1")
+    return shares
 
 
 def _as_written(schema: pa.Schema) -> pa.Schema:

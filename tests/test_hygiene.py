@@ -114,3 +114,61 @@ def _bare_methods(node: ast.ClassDef) -> list[ast.FunctionDef | ast.AsyncFunctio
         # what a base class describes already need not be described again
         and not inherits
     ]
+
+
+# What runs code that it reads, or trusts bytes of others.
+_FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+_FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "np.load", "numpy.load",
+    "os.system", "os.popen",
+}  # fmt: skip
+_SAFE_LOADERS = {"SafeLoader", "CSafeLoader"}
+
+
+def test_nothing_of_ours_runs_what_it_reads() -> None:
+    found = []
+    for path in _modules():
+        for number, what in _dangerous(ast.parse(path.read_text(encoding="utf-8"))):
+            found.append(f"{path.relative_to(ROOT).as_posix()}:{number}: {what}")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle", "from cloudpickle import dumps", "import a, marshal as m", "eval('1')", "torch.load(path)",
+        "x = yaml.load(text, Loader=yaml.Loader)", "yaml.compose(text)", "subprocess.run(x, shell=True)", "os.system('x')",
+        "np.load(x)", "load_file(trust_remote_code=True)",
+    ],
+)  # fmt: skip
+def test_what_is_dangerous_is_seen(text: str) -> None:
+    assert list(_dangerous(ast.parse(text)))
+
+
+def test_what_is_harmless_is_not() -> None:
+    text = "model.eval()\nyaml.compose(t, Loader=yaml.SafeLoader)\nyaml.safe_load(t)\nre.compile('x')\nnp.save(x)\nimport json"
+    assert not list(_dangerous(ast.parse(text)))
+
+
+def _dangerous(tree: ast.AST) -> list[tuple[int, str]]:
+    """Line and name of each import or call in `tree` that runs what it reads."""
+    found: list[tuple[int, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            found += [(node.lineno, name) for name in names if name.split(".")[0] in _FORBIDDEN_IMPORTS]
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            loader = next((ast.unparse(word.value) for word in node.keywords if word.arg == "Loader"), "")
+            composing = (
+                name in ("yaml.compose", "yaml.parse", "yaml.load_all") and loader.split(".")[-1] not in _SAFE_LOADERS
+            )
+            flags = [
+                word.arg
+                for word in node.keywords
+                if word.arg in ("shell", "trust_remote_code", "allow_pickle")
+                and not (isinstance(word.value, ast.Constant) and word.value.value is False)
+            ]
+            if name in _FORBIDDEN_CALLS or composing or flags:
+                found.append((node.lineno, " ".join([name, *map(str, flags)])))
+    return found

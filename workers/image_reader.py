@@ -19,6 +19,7 @@ from .http_images import HttpRoot, fetch
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SHOWN = 200
 # What Linux opens at most (PATH_MAX); stores and servers take less.
 _LONGEST = 4096
@@ -142,6 +143,8 @@ def _open_without_links(path: str) -> int:
 def _check_spelling(path: str) -> None:
     if not isinstance(path, str) or not path.strip():
         raise RequestError(ErrorCode.IMAGE_NOT_FOUND, "an image's path is empty")
+    if _SURROGATE.search(path):
+        raise _failure(ErrorCode.IMAGE_FORBIDDEN, _SURROGATE.sub("?", path), "the path holds half a character")
     if len(path.encode()) > _LONGEST:
         raise _failure(ErrorCode.IMAGE_FORBIDDEN, path, f"the path is longer than {_LONGEST:,} bytes")
     if _CONTROL.search(path):

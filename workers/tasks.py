@@ -13,7 +13,7 @@ import langcodes
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model_runtime import Sampling
-from model_runtime.settings import Settings, shown
+from model_runtime.settings import Settings, named, shown
 
 from .conditions import Condition
 
@@ -155,7 +155,7 @@ def language_warnings(specs: Iterable[TaskSpec], table: TaskTable) -> list[str]:
         if known is not None and spec.language is not None and spec.language not in known:
             lines.append(
                 f"task {spec.name}: the model was not trained to {spec.kind} in {spec.language} "
-                f"(its tasks.json lists {', '.join(known)})"
+                f"(its tasks.json lists {', '.join(map(named, known))})"
             )
     return lines
 
