@@ -139,7 +139,7 @@ class PatientS3(S3FileSystem):
             return await self._fetch(path)
         if (start or 0) < 0 or (end or 0) < 0:
             size = (await self._info(path))["size"]
-            start, end, _ = slice(start, end).indices(size)
+            start, end, _step = slice(start, end).indices(size)
         return await self._fetch(path, start or 0, end) if end is None or end > (start or 0) else b""
 
     async def _get_file(self, rpath: str, lpath: str, callback: Any = DEFAULT_CALLBACK, **_: Any) -> None:

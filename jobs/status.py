@@ -143,7 +143,7 @@ def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
     if code is None:
         state = "running" if run_id == holding else "killed"
     else:
-        state = {0: "done", _INTERRUPTED: "interrupted"}.get(code, f"exit {code}")
+        state = "done" if code == 0 else "interrupted" if code == _INTERRUPTED else f"exit {code}"
     # Who interrupted a run knows why it ended.
     error = None if code == _INTERRUPTED else manifest.get("error")
     return {

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from infra.storage import Location, Problem, StorageError
+from infra.storage import Location, Problem, StorageError, impatient
 
 from .errors import TableHeldError
 
@@ -80,7 +80,11 @@ class Lease:
         """Takes the table's lease, or raises TableHeldError that names the run, host, pid and since when it has it."""
         location = table.child("_runs", "lease.json")
         mine = _holder(run_id, job_name)
-        version = _take(table, location, mine) if table.conditional else _take_by_settling(table, location, mine)
+        version = None
+        if table.conditional:
+            version = _take(table, location, mine)
+        else:
+            _take_by_settling(table, location, mine)
         lease = cls(location, mine, version)
         lease._thread.start()
         return lease
@@ -123,7 +127,9 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                self._renew()
+                # Given up before the lease is stale: what others have then must not wait for this.
+                with impatient(STALE_SECONDS / 3):
+                    self._renew()
             except StorageError:
                 continue  # the next beat may get through; check() sees what came of it
             if self._lost:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 
@@ -120,7 +120,11 @@ def _estimate(table: Location, resolved: Resolved, tokens: int, documents: int) 
         seconds, made = manifest.get("generate_seconds"), manifest.get("input_tokens")
         model = manifest.get("model")
         same = isinstance(model, dict) and model.get("revision") == resolved.revision
-        # A manifest is a file that anything may have been done to.
-        if same and all(isinstance(figure, int | float) and 0 < figure < 1e18 for figure in (seconds, made)):
+        if same and _positive(seconds) and _positive(made):
             return seconds * tokens / made, f"at the pace of run {manifest.get('run_id')}"
     return None, "this model has not run on this table yet; `corpusmill run JOB --sample 20` measures its pace"
+
+
+def _positive(figure: Any) -> TypeGuard[float]:
+    """Whether a manifest's figure can be reckoned with: it is a file that anything may have been done to."""
+    return isinstance(figure, int | float) and 0 < figure < 1e18

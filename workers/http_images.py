@@ -171,7 +171,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         _check_allowed(urljoin(request.full_url, headers.get("location", "")), self._roots)
         return super().http_error_302(request, fp, code, message, headers)
 
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]
 
     def redirect_request(self, request: Any, fp: Any, code: int, message: str, headers: Any, target: str) -> Any:
         _check_allowed(target, self._roots)

@@ -20,6 +20,7 @@ from model_runtime.processing import Processor
 from workers.collect import RunContext, collect
 from workers.generate import Generate
 from workers.image_reader import ImageReader
+from workers.inputs import Inputs
 from workers.prepare import OK, PENDING, Prepare
 from workers.tasks import Task, resolve_tasks
 
@@ -98,7 +99,7 @@ class _Maker:
         keys = np.sort(np.frombuffer(b"".join(bytes.fromhex(row["key"]) for row in rows), KEY))
         job, tasks = self.job, self.tasks
         prepare = Prepare(
-            str(self.folder),
+            Inputs(str(self.folder), tasks, job.limits),
             tasks,
             job.limits,
             self.revision,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from io import BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Spill:
         self._folder = folder
         self._dtype = dtype
         self._stack = ExitStack()
-        self._files: dict[int, BufferedWriter] = {}
+        self._files: dict[int, BinaryIO] = {}
 
     def add(self, places: np.ndarray, records: np.ndarray) -> None:
         """Takes records in; `places` (uint8) says of each which partition it belongs to: equal things, equal places."""
@@ -51,7 +51,7 @@ class Spill:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _file(self, number: int) -> BufferedWriter:
+    def _file(self, number: int) -> BinaryIO:
         if number not in self._files:
             path = self._folder / f"{number}"
             self._files[number] = self._stack.enter_context(path.open("wb", buffering=_BUFFER))

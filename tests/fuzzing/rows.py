@@ -18,6 +18,7 @@ from pipelines.source import scan
 from tests.pipelines.corpora import picture
 from tests.tokenizers_tiny import model_folder
 from workers.image_reader import ImageReader
+from workers.inputs import Inputs
 from workers.prepare import Prepare
 from workers.tasks import LimitsSpec, TaskSpec, TaskTable, resolve_tasks
 
@@ -236,7 +237,7 @@ def _prepare() -> Prepare:
     Path("corpus/a.png").write_bytes(_PNG)
     tasks = resolve_tasks(_TASKS, TaskTable.parse(None), _LIMITS)
     reader = ImageReader(str(Path("corpus").absolute()))
-    return Prepare(str(folder), tasks, _LIMITS, "rev", _NothingDone(), reader)
+    return Prepare(Inputs(str(folder), tasks, _LIMITS), tasks, _LIMITS, "rev", _NothingDone(), reader)
 
 
 def through(path: Path, source: SourceSpec) -> bool:

@@ -23,6 +23,7 @@ from pipelines.stages import Finish, refers
 from pipelines.tally import Tally
 from workers.generate import Generate
 from workers.image_reader import ImageReader
+from workers.inputs import Inputs
 from workers.prepare import Prepare
 
 SUMMARY = {"name": "summary", "kind": "summarize", "max_tokens": 6}
@@ -52,7 +53,8 @@ def run_here(text: str, filled: str | None = None) -> str:
     cluster = Cluster(cpus=2, gpus=0, nodes=1, local=True)
     settings = resolved.settings(run_id=run_id, table=table.url, cluster=cluster)
     images = ImageReader(job.source.path, job.source.image_roots)
-    prepare = Prepare(job.model.path, resolved.tasks, job.limits, resolved.revision, read_done(table), images)
+    inputs = Inputs(job.model.path, resolved.tasks, job.limits)
+    prepare = Prepare(inputs, resolved.tasks, job.limits, resolved.revision, read_done(table), images)
     generate, finish = Generate(settings.engine, resolved.tasks), Finish(settings)
     schema = output_schema(resolved.carry)
     tally = Tally(tasks=[task.name for task in resolved.tasks], documents_total=resolved.corpus.documents)
