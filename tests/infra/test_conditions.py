@@ -190,6 +190,7 @@ def test_one_that_is_overtaken_while_its_parts_go_up_is_refused(store, monkeypat
 
 @pytest.mark.parametrize("what", ["upload_part", "complete"])
 def test_parts_of_an_upload_that_fails_are_not_left(store, monkeypatch, tmp_path, what):
+    monkeypatch.setenv("CORPUSMILL_STORAGE_RETRY_SECONDS", "1")
     file, source = Location(store.url("table", "x")), parted(monkeypatch, tmp_path)
     assert file.parent.conditional
     tried = []
