@@ -20,6 +20,7 @@ from .storage_errors import Problem, StorageError, full_scratch, storage_errors
 _TEMPORARY = re.compile(r"^\.(?P<host>.+)\.(?P<pid>\d+)\.[0-9a-f]{32}\.tmp$")
 _SCRATCH = "corpusmill-scratch-"
 _YOUNG_SECONDS = 60
+_TRIES = 100
 # What is done under a lock takes milliseconds.
 LOCK_SECONDS = 30.0
 
@@ -32,7 +33,6 @@ def temporary_name() -> str:
 def replace(path: str, write: Callable[[BinaryIO], Any]) -> None:
     """Makes what `write` writes the content of `path`, at once and durably; makes the folders above it."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     temporary = _written(folder, write)
     try:
         os.replace(temporary, path)
@@ -45,7 +45,6 @@ def replace(path: str, write: Callable[[BinaryIO], Any]) -> None:
 def create(path: str, write: Callable[[BinaryIO], Any]) -> bool:
     """Makes a new file of what `write` writes, at once and durably; False when there is one already."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     temporary = _written(folder, write)
     try:
         os.link(temporary, path)
@@ -77,7 +76,6 @@ def version(path: str) -> str | None:
 def replace_seen(path: str, write: Callable[[BinaryIO], Any], seen: str | None) -> str | None:
     """As `replace`, only when the version there is `seen` (None: no file); the new version, None when it is another."""
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     temporary = _written(folder, write)
     try:
         with locked(path):
@@ -247,7 +245,7 @@ def _abandoned(folder: Path) -> bool:
 def _written(folder: str, write: Callable[[BinaryIO], Any]) -> str:
     temporary = os.path.join(folder, temporary_name())
     try:
-        with open(temporary, "xb") as out:
+        with _opened_new(temporary) as out:
             write(out)
             out.flush()
             os.fsync(out.fileno())
@@ -256,6 +254,15 @@ def _written(folder: str, write: Callable[[BinaryIO], Any]) -> str:
             os.unlink(temporary)
         raise
     return temporary
+
+
+def _opened_new(path: str) -> BinaryIO:
+    """Opens a new file, and makes its folder, which others may remove while it is empty."""
+    for _ in range(_TRIES):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with suppress(FileNotFoundError):
+            return open(path, "xb")
+    return open(path, "xb")
 
 
 def _sync_folder(folder: str) -> None:

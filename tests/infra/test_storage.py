@@ -220,6 +220,20 @@ def test_a_circle_of_links_ends(tmp_path):
     assert len(Location(str(tmp_path)).list_files()) == 1
 
 
+def test_a_folder_that_goes_away_while_it_is_empty_is_made_again(tmp_path, monkeypatch):
+    made, makedirs = [], os.makedirs
+
+    def removed_at_once(path, **options) -> None:
+        makedirs(path, **options)
+        made.append(path)
+        if len(made) < 3:
+            os.rmdir(path)
+
+    monkeypatch.setattr(os, "makedirs", removed_at_once)
+    Location(str(tmp_path / "a" / "x")).write_bytes(b"1")
+    assert len(made) == 3 and (tmp_path / "a" / "x").read_bytes() == b"1"
+
+
 def test_one_of_many_creates(tmp_path):
     file, won = Location(str(tmp_path / "x")), []
     threads = [threading.Thread(target=lambda: won.append(file.create_exclusive(b"1"))) for _ in range(16)]
