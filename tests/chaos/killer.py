@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .cluster import ThreeNodes
-from .processes import ROOT, descendants, kill, named
+from .processes import ROOT, descendants, kill, named, stop
 
 # What runs in a process of its own below a worker: (that worker, the process's module).
 CHILDREN = {"engine": ("model", "engine_process"), "inputs": ("prepare", "inputs_process")}
@@ -136,7 +136,8 @@ class Killer:
         if kind == "node":
             self.cluster.kill_node(self.plan.rng.randrange(8))
         elif kind in ("driver", "frozen"):
-            kill(victims, signal.SIGSTOP)
+            for pid in victims:
+                stop(pid)
             self._thaw += [(now + _FROZEN_SECONDS, pid) for pid in victims]
             self.kill_driver()
         else:

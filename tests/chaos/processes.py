@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -43,6 +44,22 @@ def kill(pids: Iterable[int], sig: int = signal.SIGKILL) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, sig)
+
+
+def stop(pid: int, seconds: float = 2.0) -> None:
+    """SIGSTOP, and until the process has stopped: a signal takes a moment on a busy machine."""
+    kill([pid], signal.SIGSTOP)
+    deadline = time.monotonic() + seconds
+    while state(pid) not in ("T", "Z", "") and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def state(pid: int) -> str:
+    """The kernel's letter for what a process does (T: it is stopped); "" when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
 
 
 def start(arguments: list[str], said: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:

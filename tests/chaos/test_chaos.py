@@ -16,8 +16,8 @@ import pytest
 
 from tests.chaos.checks import check_table, check_work, started_at
 from tests.chaos.corpus import Corpus
-from tests.chaos.killer import KINDS, Killer, Plan
-from tests.chaos.processes import descendants, kill, named, start
+from tests.chaos.killer import CHILDREN, KINDS, TITLES, Killer, Plan
+from tests.chaos.processes import descendants, kill, named, start, state
 from tests.chaos.reader import Reader
 from tests.chaos.round import Outcome
 
@@ -75,6 +75,58 @@ def test_a_publisher_is_killed_at_the_file_that_was_drawn(tmp_path):
         write(tmp_path, f"results/a/new-{n}.parquet", row(n))
     killer.tick()
     assert killer.counts["publish"] == killer.total == len(killed) == 1
+
+
+class OneWorker:
+    """Stands for a cluster with one worker process of every stage, which runs `module` below it."""
+
+    def __init__(self, said: Path, module: str) -> None:
+        child = f"[sys.executable, '-c', 'import time; time.sleep(60) # {module}']"
+        script = f"import subprocess, sys, time; subprocess.Popen({child}); print(1, flush=True); time.sleep(60)"
+        self.process = start(["-c", script], said, dict(os.environ))
+        while not said.read_text():
+            assert self.process.poll() is None
+            time.sleep(0.02)
+
+    def workers(self, title: str) -> list[int]:
+        return [] if title == TITLES["prepare"] else [self.process.pid]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "model", "engine"])
+def test_what_was_drawn_dies_and_what_was_stopped_wakes_up(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("tests.chaos.killer._FROZEN_SECONDS", 0.3)
+    monkeypatch.setattr("tests.chaos.killer._DELAY", 0.0)
+    cluster = OneWorker(tmp_path / "said", CHILDREN["engine"][1])
+    try:
+        restarts: list[str] = []
+        plan = Plan(kills=1, publishes=[], weights={kind: 1}, rng=random.Random(1))
+        killer = Killer(cluster, plan, tmp_path, lambda: restarts.append(state(cluster.process.pid)))
+        killer.driver_started()
+        write(tmp_path, "_work/r/x.parquet", row(1))
+        deadline = time.monotonic() + 20
+        while not killer.total:
+            assert time.monotonic() < deadline
+            killer.tick()
+            time.sleep(0.01)
+        if kind == "frozen":
+            assert restarts == ["T"], "the driver dies while the worker is stopped"
+            while state(cluster.process.pid) == "T":
+                assert time.monotonic() < deadline
+                killer.tick()
+                time.sleep(0.01)
+            assert cluster.process.poll() is None
+        elif kind == "engine":
+            while named(descendants([cluster.process.pid]), CHILDREN["engine"][1]):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert cluster.process.poll() is None, "its worker lives on"
+        else:
+            assert cluster.process.wait(10) == -9 and not restarts
+        assert killer.counts[kind] == 1 and not plan.kills
+    finally:
+        kill(descendants([cluster.process.pid]))
+        cluster.process.kill()
+        cluster.process.wait()
 
 
 def test_a_plan_is_the_seed_s_and_no_kind_that_was_not_asked_for():
