@@ -127,7 +127,12 @@ def sample(corpus: Corpus, count: int) -> list[RowGroup]:
 def _footer(file: FileInfo) -> tuple[FileInfo, pq.FileMetaData] | UnreadableFile:
     try:
         with storage_errors(file.url), Location(file.url).open_input() as opened, damage() as found:
-            return file, pq.read_metadata(opened)
+            footer = pq.read_metadata(opened)
+            counts = [footer.row_group(index).num_rows for index in range(footer.num_row_groups)]
+            if min(counts, default=0) < 0 or sum(counts) != footer.num_rows:
+                # A damaged footer, told here: rows that it only claims would fill the memory.
+                raise pa.ArrowInvalid(f"its footer counts {footer.num_rows:,} rows and its row groups {sum(counts):,}")
+            return file, footer
     except StorageError as error:
         if error.problem is Problem.MISSING:
             return UnreadableFile(url=file.url, etag=file.etag, reason="the file vanished while the source was read")

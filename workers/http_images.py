@@ -200,7 +200,10 @@ def _body(response: Any, url: str, max_bytes: int, deadline: _Deadline) -> tuple
 
 
 def _check_allowed(url: str, roots: list[HttpRoot]) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:  # a host in brackets that is no address
+        raise _failure(ErrorCode.IMAGE_FORBIDDEN, url, "it is not a URL") from error
     decoded = unquote(unquote(parts.path))
     leads_out = ".." in decoded.split("/") or "\\" in decoded or "\\" in url
     if leads_out or not any(root.allows(parts) for root in roots):
@@ -232,4 +235,5 @@ def _port(parts: SplitResult) -> int:
 
 
 def _failure(code: ErrorCode, url: str, reason: str) -> RequestError:
-    return RequestError(code, f"image {redact_url(url)[:200]}: {reason}")
+    shown = "".join(c if c.isprintable() else "?" for c in redact_url(url)[:200])
+    return RequestError(code, f"image {shown}: {reason}")
