@@ -49,10 +49,12 @@ class _Page:
 
 def claimed_rows(metadata: pq.FileMetaData) -> str | None:
     """Why a file is not read for the rows that its footer claims: each would be a row of the table. Else None."""
-    for index in range(metadata.num_row_groups):
-        rows = metadata.row_group(index).num_rows
+    counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    for index, rows in enumerate(counts):
         if not 0 <= rows <= MAX_ROWS:
             return f"row group {index} claims {rows:,} rows; up to {MAX_ROWS:,} in one are read"
+    if sum(counts) != metadata.num_rows:
+        return f"its footer counts {metadata.num_rows:,} rows and its row groups {sum(counts):,}"
     return None
 
 

@@ -112,6 +112,8 @@ class Read:
 
     def _passing_rows(self, file: pq.ParquetFile, group: RowGroup) -> np.ndarray:
         """The physical rows that pass the filter, from its columns alone: the scan could read them."""
+        if not self._source.filter:
+            return np.arange(group.first_row, group.first_row + group.rows)
         columns = filter_columns(self._source)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
         return self._passing(table, group.first_row)[1]

@@ -272,4 +272,5 @@ def _port(parts: SplitResult) -> int:
 
 
 def _failure(code: ErrorCode, url: str, reason: str) -> RequestError:
-    return RequestError(code, f"image {redact_url(url)[:200]}: {reason}")
+    shown = "".join(c if c.isprintable() else "?" for c in redact_url(url)[:200])
+    return RequestError(code, f"image {shown}: {reason}")

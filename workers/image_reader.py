@@ -187,5 +187,5 @@ def _from_storage(error: StorageError, path: str) -> RequestError:
 
 
 def _failure(code: ErrorCode, path: str, reason: str) -> RequestError:
-    shown = _CONTROL.sub("?", redact(str(path)))
+    shown = "".join(c if c.isprintable() else "?" for c in redact(str(path)))
     return RequestError(code, f"image {shown[:_SHOWN]}{'…' if len(shown) > _SHOWN else ''}: {reason}")

@@ -52,7 +52,7 @@ class Current:
 
 
 def hunt(surface: Surface, inputs: int, first_seed: int, note: Callable[[Any], None]) -> dict[str, Any]:
-    """At least `inputs` inputs (fewer when there are no more), and what came of them; stops at the first that escapes."""
+    """At least `inputs` inputs (fewer when there are no more), and what came of them; the first escape ends it."""
     counts = {"inputs": 0, "accepted": 0}
     last: list[Any] = [None]
 

@@ -53,23 +53,40 @@ def _seeds() -> dict[str, list[bytes]]:
     """Images by container. What an old Pillow cannot write is left out of `other`, never of the three formats."""
     frames = [_picture(), _picture().rotate(90)]
     jpeg = [
-        _saved(_picture(), "JPEG", quality=70), _saved(_picture("L"), "JPEG"), _saved(_picture("CMYK"), "JPEG"),
-        _saved(_picture(), "JPEG", progressive=True), _saved(_picture(), "JPEG", subsampling=0, restart_marker_blocks=1),
-        _with_orientation(), _saved(frames[0], "MPO", save_all=True, append_images=frames[1:]),
-    ]  # fmt: skip
+        _saved(_picture(), "JPEG", quality=70),
+        _saved(_picture("L"), "JPEG"),
+        _saved(_picture("CMYK"), "JPEG"),
+        _saved(_picture(), "JPEG", progressive=True),
+        _saved(_picture(), "JPEG", subsampling=0, restart_marker_blocks=1),
+        _with_orientation(),
+        _saved(frames[0], "MPO", save_all=True, append_images=frames[1:]),
+    ]
     png = [_saved(_picture(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")]
     png += [
-        _saved(_picture("P"), "PNG", transparency=3), _saved(_picture(), "PNG", transparency=(0, 0, 128)),
-        _saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), _saved(_picture("L", (1, 300)), "PNG"),
-    ]  # fmt: skip
+        _saved(_picture("P"), "PNG", transparency=3),
+        _saved(_picture(), "PNG", transparency=(0, 0, 128)),
+        _saved(frames[0], "PNG", save_all=True, append_images=frames[1:]),
+        _saved(_picture("L", (1, 300)), "PNG"),
+    ]
     webp = [
-        _saved(_picture(), "WEBP"), _saved(_picture("RGBA"), "WEBP"), _saved(_picture("RGBA"), "WEBP", lossless=True),
-        _saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), _saved(_picture(), "WEBP", exif=b"Exif\0\0II"),
-    ]  # fmt: skip
+        _saved(_picture(), "WEBP"),
+        _saved(_picture("RGBA"), "WEBP"),
+        _saved(_picture("RGBA"), "WEBP", lossless=True),
+        _saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+        _saved(_picture(), "WEBP", exif=b"Exif\0\0II"),
+    ]
     other = [
-        b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', b"%PDF-1.7\n1 0 obj", b"P6\n2 2\n255\n" + bytes(12),
-        b"", b"\x00" * 64, b"\xff\xd8\xff", _PNG, b"RIFF\x10\0\0\0WEBPVP8X", b"<html><body>404</body></html>", b"\x1f\x8b\x08",
-    ]  # fmt: skip
+        b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
+        b"%PDF-1.7\n1 0 obj",
+        b"P6\n2 2\n255\n" + bytes(12),
+        b"",
+        b"\x00" * 64,
+        b"\xff\xd8\xff",
+        _PNG,
+        b"RIFF\x10\0\0\0WEBPVP8X",
+        b"<html><body>404</body></html>",
+        b"\x1f\x8b\x08",
+    ]
     for kind in ("GIF", "BMP", "TIFF", "ICO", "TGA", "PCX", "PPM", "JPEG2000"):
         other.append(_saved(_picture(), kind))
     return {"jpeg": jpeg, "png": png, "webp": webp, "other": other}

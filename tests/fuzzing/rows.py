@@ -1,4 +1,4 @@
-"""Source columns of every type and cells of every kind, from the Parquet file to prepared rows: each row a row or an error."""
+"""Source columns of every type, from the Parquet file to prepared rows: each row a row, or its error."""
 
 from __future__ import annotations
 
@@ -63,13 +63,45 @@ _IDS = (
     "binary",
 )
 _PICTURES = (
-    "binary", "large_binary", "binary_view", "string", "struct", "struct_bytes", "struct_path", "list<struct>", "list<binary>",
-    "list<string>", "large_list<struct>", "dictionary", "null", "int64", "list<null>", "list<list>", "struct_odd", "list_view",
-)  # fmt: skip
+    "binary",
+    "large_binary",
+    "binary_view",
+    "string",
+    "struct",
+    "struct_bytes",
+    "struct_path",
+    "list<struct>",
+    "list<binary>",
+    "list<string>",
+    "large_list<struct>",
+    "dictionary",
+    "null",
+    "int64",
+    "list<null>",
+    "list<list>",
+    "struct_odd",
+    "list_view",
+)
 _CARRIED = (
-    "string", "large_string", "string_view", "dictionary", "list<string>", "struct<string>", "map", "timestamp_ns", "decimal",
-    "date", "time", "duration", "float16", "null", "binary", "bool", "int_dictionary", "fixed",
-)  # fmt: skip
+    "string",
+    "large_string",
+    "string_view",
+    "dictionary",
+    "list<string>",
+    "struct<string>",
+    "map",
+    "timestamp_ns",
+    "decimal",
+    "date",
+    "time",
+    "duration",
+    "float16",
+    "null",
+    "binary",
+    "bool",
+    "int_dictionary",
+    "fixed",
+)
 
 
 @st.composite

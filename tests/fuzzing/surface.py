@@ -37,9 +37,10 @@ class Surface:
 
 def answered(call: Callable[[], Any], *errors: type[Exception]) -> bool:
     """Whether `call` works, or is refused with one of `errors` (by default all of ours); anything else goes its way."""
+    expected = errors or OURS
     try:
         call()
-    except errors or OURS as error:
+    except expected as error:
         if isinstance(error, RequestError):
             honest(error.code, error.message)
         line(str(error))

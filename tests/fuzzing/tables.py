@@ -101,10 +101,18 @@ def _cases(draw: Any) -> dict[str, Any]:
         case 2:
             name = draw(st.sampled_from(("corpusmill.schema_version", "corpusmill.shares", "corpusmill.run_id")))
             return {**case, "footer": [name, draw(st.sampled_from(_FOOTERS))]}
-    column, values = draw(st.sampled_from((
-        ("key", (*_KEYS, row(1)["key"])), ("task", _TASKS), ("status", ("ok", "done", "", "OK", "rejected")),
-        ("attempt", (0, -1, 1 << 30, 40_000, None)), ("document_id", (None, "", "\x00", "1")), ("error_code", (None, "bad_row", "x")),
-    )))  # fmt: skip
+    column, values = draw(
+        st.sampled_from(
+            (
+                ("key", (*_KEYS, row(1)["key"])),
+                ("task", _TASKS),
+                ("status", ("ok", "done", "", "OK", "rejected")),
+                ("attempt", (0, -1, 1 << 30, 40_000, None)),
+                ("document_id", (None, "", "\x00", "1")),
+                ("error_code", (None, "bad_row", "x")),
+            )
+        )
+    )
     return {**case, "set": [column, draw(st.integers(0, 3)), draw(st.sampled_from(values))]}
 
 

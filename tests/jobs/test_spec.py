@@ -269,3 +269,26 @@ def test_a_broken_variable_is_refused(text: str) -> None:
 
 def test_plain_dollars() -> None:
     assert expand("$ $A $$A $${A} ${A}", {"A": "x"}) == "$ $A $A ${A} x"
+
+
+def test_merges_cannot_blow_up(tmp_path: Path) -> None:
+    lines = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)]
+    bomb = "a0: &a0 {x: 1, y: 2}\n" + "".join(lines)
+    assert problems(tmp_path, bomb) == ["job.yaml: too large for a job file (over 20,000 entries)"]
+
+
+def test_a_number_without_end_is_refused_at_once(tmp_path: Path) -> None:
+    # As YAML reads it, one that takes quadratic time: base 60.
+    [line] = problems(tmp_path, GOOD + "limits: {max_images: 1" + ":1" * 400_000 + "}\n")
+    assert line == "job.yaml:10: limits.max_images: a number of 800,001 characters; write it in quotes"
+
+
+@pytest.mark.parametrize("value", ["!!timestamp x", "!!int x", "!!bool maybe", "!!float ."])
+def test_a_value_that_is_not_what_its_tag_says(tmp_path: Path, value: str) -> None:
+    [line] = problems(tmp_path, GOOD + f"x: {value}\n")
+    assert "not valid YAML: " in line
+
+
+def test_a_filter_in_a_filter(tmp_path: Path) -> None:
+    lines = problems(tmp_path, GOOD.replace("language: en", 'language: en, where: [[[a, "=", b]]]'))
+    assert any("tasks[0].where[0]: expected three parts in each filter" in line for line in lines), lines

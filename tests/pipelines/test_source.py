@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -194,3 +196,22 @@ def test_packets_are_bounded_in_pixels_too():
         }
     )
     assert [len(packet) for packet in pack(documents).column("packet").to_pylist()] == [4, 1]
+
+
+def test_a_row_group_that_ends_early_loses_no_row(tmp_path):
+    write(tmp_path / "a.parquet", {"id": ["a", "b"], "text": ["x", "y"]})
+    source = spec(tmp_path)
+    [group] = scan(source).row_groups
+    # What a damaged footer does: more rows are promised than the pages hold.
+    promised = replace(group, rows=4, documents=4)
+    rows = read(source, [promised])
+    assert [(row["source_row"], row["text"]) for row in rows] == [(0, "x"), (1, "y"), (2, None), (3, None)]
+    assert [row["problem"] for row in rows[:2]] == [None, None]
+    assert all("it ends after 2 of its 4 rows" in row["problem"] for row in rows[2:])
+    assert len(read(source, [replace(group, rows=1, documents=1)])) == 1
+
+
+def test_views_can_be_filtered(tmp_path):
+    write(tmp_path / "a.parquet", {"id": pa.array(["a", "b"], pa.string_view()), "text": ["x", "y"], "n": [1, 2]})
+    assert [row["document_id"] for row in read(spec(tmp_path, filter=[["n", ">", 1]]))] == ["b"]
+    assert [row["document_id"] for row in read(spec(tmp_path, filter=[["id", "=", "a"]]))] == ["a"]
