@@ -266,8 +266,8 @@ def test_nothing_of_this_machine_goes_along(tmp_path, monkeypatch):
         connection.close()
 
     threading.Thread(target=serve, daemon=True).start()
-    port = listener.getsockname()[1]
-    reader = ImageReader("/data", (f"http://me:a-secret-of-a-test@127.0.0.1:{port}/img",))
+    port, secret = listener.getsockname()[1], "a-secret-of-a-test"
+    reader = ImageReader("/data", (f"http://me:{secret}@127.0.0.1:{port}/img",))
     assert reader(f"http://127.0.0.1:{port}/img/a", "/data/x")[0] == b"x"
     listener.close()
     names = {line.split(b":")[0].lower() for line in seen[0].split(b"\r\n")[1:] if line}
