@@ -164,12 +164,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, roots: list[HttpRoot]) -> None:
         self._roots = roots
 
-    def http_error_302(self, request: Any, fp: Any, code: int, message: str, headers: Any) -> Any:
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         # The standard library would read the redirect's body to its end, however long it is.
         fp.read = lambda *_: b""
         # Here too: it says to other schemes that they are an error of the server's.
-        _check_allowed(urljoin(request.full_url, headers.get("location", "")), self._roots)
-        return super().http_error_302(request, fp, code, message, headers)
+        _check_allowed(urljoin(req.full_url, headers.get("location", "")), self._roots)
+        return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
