@@ -85,8 +85,17 @@ def fetch(url: str, roots: list[HttpRoot], max_bytes: int, timeout_seconds: floa
         refused = error.reason if isinstance(error, urllib.error.URLError) else None
         if isinstance(refused, RequestError):
             raise refused from error
-        reason = f"no answer within {timeout_seconds:g} s" if deadline.passed else redact(str(error))[:200]
+        reason = f"no answer within {timeout_seconds:g} s" if deadline.passed else _reason(error)
         raise _failure(ErrorCode.STORAGE, url, reason) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection ended in mid-transfer"
+    # Their text is what the server sent, whatever bytes that were.
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+        return f"what the server sent is not HTTP ({type(error).__name__})"
+    return " ".join(redact(str(error)).split())[:200]
 
 
 class _Deadline:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.server
-import os
 import resource
 import socket
 import threading
@@ -200,7 +199,7 @@ ANSWERS = {
     "a length that says less": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"x" * 65536, None),
     "a length that says more": (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n", b"", "image_too_large"),
     "a negative length": (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", b"x" * 65536, "image_too_large"),
-    "not http at all": (b"", os.urandom(4096), "storage"),
+    "not http at all": (b"\x1b[31m evil \r\x85\x00\r\n", b"\x1b]0;evil\x07\n" * 99, "storage"),
 }  # fmt: skip
 
 
