@@ -316,3 +316,11 @@ def test_what_is_no_secret_stays(monkeypatch):
         "s3://b/date=2026-01-01/lang=de/part-1.parquet",
     ):  # fmt: skip
         assert redact(text) == text
+
+
+@pytest.mark.parametrize("user", ["key:MARK@", "key:MA/RK@", "MARK@"])
+def test_a_user_in_an_s3_url_is_refused_before_the_client_sees_it(user):
+    with pytest.raises(StorageError, match="names no user") as caught:
+        Location(f"s3://{user}bucket/x")
+    assert "MARK" not in str(caught.value)
+    assert Location("s3://arn:aws:s3:us-east-1:123:accesspoint/x/y@2x.png").path.endswith("y@2x.png")
