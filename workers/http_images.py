@@ -85,8 +85,17 @@ def fetch(url: str, roots: list[HttpRoot], max_bytes: int, timeout_seconds: floa
         refused = error.reason if isinstance(error, urllib.error.URLError) else None
         if isinstance(refused, RequestError):
             raise refused from error
-        reason = f"no answer within {timeout_seconds:g} s" if deadline.passed else redact(str(error))[:200]
+        reason = f"no answer within {timeout_seconds:g} s" if deadline.passed else _reason(error)
         raise _failure(ErrorCode.STORAGE, url, reason) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection ended in mid-transfer"
+    # Their text is what the server sent, whatever bytes that were.
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, OSError):
+        return f"what the server sent is not HTTP ({type(error).__name__})"
+    return " ".join(redact(str(error)).split())[:200]
 
 
 class _Deadline:
@@ -164,12 +173,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def __init__(self, roots: list[HttpRoot]) -> None:
         self._roots = roots
 
-    def http_error_302(self, request: Any, fp: Any, code: int, message: str, headers: Any) -> Any:
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
         # The standard library would read the redirect's body to its end, however long it is.
         fp.read = lambda *_: b""
         # Here too: it says to other schemes that they are an error of the server's.
-        _check_allowed(urljoin(request.full_url, headers.get("location", "")), self._roots)
-        return super().http_error_302(request, fp, code, message, headers)
+        _check_allowed(urljoin(req.full_url, headers.get("location", "")), self._roots)
+        return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]
 

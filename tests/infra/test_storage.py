@@ -322,11 +322,19 @@ def test_a_secret_is_hidden_wherever_it_stands(text, monkeypatch):
 
 
 def test_what_is_no_secret_stays(monkeypatch):
-    monkeypatch.setenv("PWD", "/work/somewhere/long")
-    monkeypatch.setenv("OLDPWD", "/work/somewhere/else")
+    monkeypatch.setenv("PWD", "/data/somewhere/long")
+    monkeypatch.setenv("OLDPWD", "/data/somewhere/else")
     for text in (
         "http://host:8080/a@2x.png", "http://host/a:b@c.png", "s3://b/part-?.parquet", "a basic understanding of it",
-        "the bearer of good news", "/work/somewhere/long", "/work/somewhere/else", "s3://bucket/sign=5/x.parquet",
+        "the bearer of good news", "/data/somewhere/long", "/data/somewhere/else", "s3://bucket/sign=5/x.parquet",
         "s3://b/date=2026-01-01/lang=de/part-1.parquet",
     ):  # fmt: skip
         assert redact(text) == text
+
+
+@pytest.mark.parametrize("user", ["key:MARK@", "key:MA/RK@", "MARK@"])
+def test_a_user_in_an_s3_url_is_refused_before_the_client_sees_it(user):
+    with pytest.raises(StorageError, match="names no user") as caught:
+        Location(f"s3://{user}bucket/x")
+    assert "MARK" not in str(caught.value)
+    assert Location("s3://arn:aws:s3:us-east-1:123:accesspoint/x/y@2x.png").path.endswith("y@2x.png")

@@ -73,9 +73,9 @@ BOMBS = {
     "png: pixels": (lambda: png(50_000, 50_000), "image_too_large", 50),
     "png: the largest": (lambda: png(0x7FFFFFFF, 0x7FFFFFFF), "image_too_large", 50),
     "png: one line": (lambda: png(0x7FFFFFFF, 1), "image_too_large", 50),
-    "png: profile": (lambda: png(8, 8, extra=chunk(b"iCCP", b"x\0\0" + packed(1 << 30))), "image_unreadable", 100),
-    "png: text": (lambda: png(8, 8, extra=chunk(b"zTXt", b"k\0\0" + packed(1 << 30)) * 2), "image_unreadable", 100),
-    "png: more than its pixels": (lambda: png(8, 8, pixels=packed(1 << 30)), "(8, 8)", 50),
+    "png: profile": (lambda: png(8, 8, extra=chunk(b"iCCP", b"x\0\0" + packed(1 << 28))), "image_unreadable", 100),
+    "png: text": (lambda: png(8, 8, extra=chunk(b"zTXt", b"k\0\0" + packed(1 << 28)) * 2), "image_unreadable", 100),
+    "png: more than its pixels": (lambda: png(8, 8, pixels=packed(1 << 28)), "(8, 8)", 50),
     "png: 64 megapixels": (lambda: png(8000, 8000, 8, 6, packed(32_001 * 8000)), "(8000, 8000)", 1000),
     "png: 64 megapixels of 16 bits": (lambda: png(8000, 8000, 16, 0, packed(16_001 * 8000)), "(8000, 8000)", 1000),
     "jpeg: pixels": (lambda: saved("JPEG", (9000, 9000)), "image_too_large", 50),
@@ -84,8 +84,8 @@ BOMBS = {
     "webp: canvas": (lambda: webp_sized(16_000, 16_000), "image_too_large", 50),
     "webp: 64 megapixels": (lambda: saved("WEBP", (8000, 8000), "RGBA", lossless=True), "(8000, 8000)", 1000),
     "webp: frames": (
-        lambda: saved("WEBP", (3000, 3000), save_all=True, append_images=[Image.new("RGB", (3000, 3000), n) for n in
-                      ("red", "blue")] * 20), "(3000, 3000)", 300),
+        lambda: saved("WEBP", (1000, 1000), save_all=True, append_images=[Image.new("RGB", (1000, 1000), n) for n in
+                      ("red", "blue")] * 20), "(1000, 1000)", 300),
 }  # fmt: skip
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.server
-import os
 import resource
 import socket
 import threading
@@ -200,7 +199,7 @@ ANSWERS = {
     "a length that says less": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"x" * 65536, None),
     "a length that says more": (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999999\r\n\r\n", b"", "image_too_large"),
     "a negative length": (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", b"x" * 65536, "image_too_large"),
-    "not http at all": (b"", os.urandom(4096), "storage"),
+    "not http at all": (b"\x1b[31m evil \r\x85\x00\r\n", b"\x1b]0;evil\x07\n" * 99, "storage"),
 }  # fmt: skip
 
 
@@ -266,8 +265,8 @@ def test_nothing_of_this_machine_goes_along(tmp_path, monkeypatch):
         connection.close()
 
     threading.Thread(target=serve, daemon=True).start()
-    port = listener.getsockname()[1]
-    reader = ImageReader("/data", (f"http://me:a-secret-of-a-test@127.0.0.1:{port}/img",))
+    port, secret = listener.getsockname()[1], "a-secret-of-a-test"
+    reader = ImageReader("/data", (f"http://me:{secret}@127.0.0.1:{port}/img",))
     assert reader(f"http://127.0.0.1:{port}/img/a", "/data/x")[0] == b"x"
     listener.close()
     names = {line.split(b":")[0].lower() for line in seen[0].split(b"\r\n")[1:] if line}

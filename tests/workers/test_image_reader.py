@@ -32,7 +32,7 @@ def corpus(request, tmp_path, s3) -> Location:
 def refused(reader: ImageReader, path: str, source: str) -> ErrorCode:
     with pytest.raises(RequestError) as error:
         reader(path, source)
-    assert "\n" not in error.value.message
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in error.value.message)
     return error.value.code
 
 
@@ -62,7 +62,7 @@ def test_below_the_source_or_a_listed_root(corpus):
         "zip://a.png::file:///etc/x.zip", "simplecache::file:///etc/passwd", "filecache::http://127.0.0.1/x",
         "FILE:///etc/passwd", "File:/etc/passwd", "HTTP://127.0.0.1/x", "http:127.0.0.1/x", "http:///x",
         "http://[::1/x", "http://example.com\uff03@127.0.0.1/x", "github://me:repo@main/x", "local:///etc/passwd",
-        "/proc/self/environ", "/proc/self/root/etc/passwd", "~root/.ssh/id_rsa/../x", "..", "a/..", "%2e%2e",
+        "/proc/self/environ", "/proc/self/root", "~root/.ssh/id_rsa/../x", "..", "a/..", "%2e%2e",
         "%2E%2E%2Fc.png", "%25252e%25252e/c.png", "a%5c..%5c..%5cc.png", "a%00.png", "a\x7f.png", "a" * 5000,
         "s3://user:secret@b/x", "x/" * 3000,
     ],
