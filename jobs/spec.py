@@ -266,13 +266,20 @@ def _walk(
 
 
 def _merged_size(root: yaml.Node) -> int:
-    """Entries of all mappings once their merges (`<<`) are copied in: a few nested ones can mean billions."""
-    sizes: dict[int, int] = {}
+    """Entries of all mappings once their merges (`<<`) are copied in: a few nested ones can mean billions.
+
+    ValueError for one that merges itself.
+    """
+    sizes: dict[int, int | None] = {}
 
     def size(node: yaml.Node) -> int:
-        if not isinstance(node, yaml.MappingNode) or id(node) in sizes:
-            return sizes.get(id(node), 0)
-        sizes[id(node)] = total = 0  # one that merges itself ends here
+        if not isinstance(node, yaml.MappingNode):
+            return 0
+        if id(node) in sizes:
+            if (known := sizes[id(node)]) is None:
+                raise ValueError(f"the alias in line {node.start_mark.line + 1} holds itself")
+            return known
+        total, sizes[id(node)] = 0, None
         for key, value in node.value:
             parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
             total += sum(map(size, parts)) if key.tag == _MERGE else 1

@@ -70,6 +70,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _named_files(index: Settings) -> list[str]:
     """The files that an index names, in name order; ValueError for what is no name of a file in the same folder."""
+    if not isinstance(index.values.get("weight_map"), dict):
+        raise index.wrong("weight_map", "a block that names the file of each tensor")
     weight_map = index.block("weight_map")
     for tensor, name in weight_map.values.items():
         if not is_text(name):
