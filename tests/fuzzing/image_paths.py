@@ -125,15 +125,16 @@ _GOOD = (
 
 @st.composite
 def _cases(draw: Any) -> dict[str, Any]:
-    if draw(st.integers(0, 1)):
+    if draw(st.integers(0, 2)) == 0:
         steps = draw(st.lists(st.sampled_from(_PIECES), min_size=1, max_size=4))
         path = draw(st.sampled_from(_STARTS)) + draw(st.sampled_from(("/", "/", "/", ""))).join(steps)
     else:
         path = draw(st.sampled_from(_GOOD))
-        for _ in range(draw(st.integers(0, 2))):
+        for _ in range(draw(st.sampled_from((0, 1, 1, 2)))):
             slashes = [n for n, c in enumerate(path) if c == "/"]
             at = draw(st.sampled_from((0, len(path), *slashes)) if draw(st.booleans()) else st.integers(0, len(path)))
-            piece = draw(st.sampled_from(("/", "./", "/.", "sub/../", "//", "", "", *_PIECES)) | st.text(max_size=2))
+            harmless = st.sampled_from(("/", "./", "/.", "//", "/./", ""))
+            piece = draw(harmless | st.sampled_from(_PIECES) | st.text(max_size=2))
             path = path[:at] + piece + path[at:]
     return {"path": path, "source": draw(st.sampled_from(("local", "local", "memory", "glob")))}
 

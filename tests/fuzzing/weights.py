@@ -94,10 +94,16 @@ _INDEX_VALUES = (
 @st.composite
 def _cases(draw: Any) -> dict[str, Any]:
     sharded = draw(st.booleans())
-    index = draw(damaged_tree(_INDEXES, _INDEX_VALUES, (*_KEYS, "weight_map"), 2)) if sharded else None
+    index = draw(damaged_tree(_INDEXES, _INDEX_VALUES, (*_KEYS, "weight_map"), draw(st.sampled_from((0, 0, 2)))))
+    index = index if sharded else None
     seeds = [[_FIRST], [_SECOND]] if sharded else [_WHOLE]
-    headers = [draw(damaged_tree(seed, _WRONG, _KEYS, 1 if sharded else 2)) for seed in seeds]
-    damage = draw(st.integers(0, 9))
+    # Damage in one place at a time, mostly: more hides what is behind the first.
+    where = draw(st.integers(0, 3))
+    headers = [
+        draw(damaged_tree(seed, _WRONG, _KEYS, 2 if where == 3 or (index is None) or n == where else 0))
+        for n, seed in enumerate(seeds)
+    ]
+    damage = draw(st.integers(0, 15))
     return {
         "index": index,
         "headers": headers,
