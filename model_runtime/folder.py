@@ -58,10 +58,11 @@ def weight_files(folder: Path) -> list[Path]:
         if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
             raise ModelError(f"{folder / _INDEX}: weight_map must name the file of each tensor")
         names = sorted(set(placed.values()))
-        if wrong := next((name for name in names if not _WEIGHTS.fullmatch(name)), None):
-            raise ModelError(
-                f"{folder / _INDEX} names {shown(wrong)}; only .safetensors files in its own folder are read"
-            )
+        for name in names:
+            if not _WEIGHTS.fullmatch(name):
+                raise ModelError(
+                    f"{folder / _INDEX} names {shown(name)}; only .safetensors files in its own folder are read"
+                )
     else:
         names = ["model.safetensors"] if (folder / "model.safetensors").exists() else []
     missing = [name for name in names if not (folder / name).exists()]
