@@ -292,8 +292,7 @@ def _absolute(url: str) -> str:
         return os.path.abspath(os.path.expanduser(rest))
     if "::" in url:
         raise StorageError(url, "chained URLs (a::b) are not supported; give the storage's own URL")
-    bucket = rest.partition("/")[0]
-    if scheme.lower() in _S3 and ("@" in bucket or (":" in bucket and not bucket.startswith("arn:"))):
-        # Taken for a bucket's name, a secret would stand in whatever the client says of it.
+    # Taken for a bucket's name, a secret would stand in whatever the client says of it.
+    if scheme.lower() in _S3 and not rest.startswith("arn:") and set("@:") & set(rest.partition("/")[0]):
         raise StorageError(url, "an s3 URL names no user; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
     return f"{scheme.lower()}://{rest.rstrip('/')}"

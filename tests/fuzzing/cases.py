@@ -23,7 +23,9 @@ def loads(data: bytes) -> Any:
 
 def save(folder: Path, surface: str, case: Any, why: str) -> Path:
     """Keeps a case under a name made of its content."""
-    data = {"surface": surface, "why": why, "case": case}
+    # Not the whole traceback: it names the paths of one machine.
+    said = [line for line in why.splitlines() if line and not line.startswith(" ")]
+    data = {"surface": surface, "why": said[-1][:300] if said else "", "case": case}
     name = hashlib.sha256(dumps(case)).hexdigest()[:12]
     path = folder / f"{surface}-{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
