@@ -148,8 +148,17 @@ def _with_duplicates(shards: Sequence[Shard]) -> tuple[list[RowGroup], np.ndarra
         first = 0
         for index, rows in enumerate(shard.rows):
             documents, problem = len(shard.ids[index]), shard.problems.get(index)
-            place = {"url": shard.file.url, "index": index, "first_row": first, "start": start}
-            groups.append(RowGroup(**place, rows=rows, documents=documents, problem=problem))
+            groups.append(
+                RowGroup(
+                    url=shard.file.url,
+                    index=index,
+                    first_row=first,
+                    rows=rows,
+                    documents=documents,
+                    problem=problem,
+                    start=start,
+                )
+            )
             first, start = first + rows, start + documents
     ids = np.concatenate([np.empty(0, KEY), *(shard.ids.pop(i) for shard in shards for i in range(len(shard.rows)))])
     repeated = np.flatnonzero(_repeated(ids))
