@@ -25,7 +25,8 @@ def folder(tmp_path: Path) -> Path:
 def rows(folder: Path, sql: str = LATEST) -> list[dict[str, Any]]:
     connection = open_table(str(folder / "table"))
     try:
-        return run_sql(connection, sql).read_all().to_pylist()
+        with run_sql(connection, sql) as reader:
+            return reader.read_all().to_pylist()
     finally:
         connection.close()
 

@@ -47,7 +47,8 @@ def made(report: RunReport) -> dict[str, int]:
 def latest(folder: Path) -> dict[tuple[str, str], tuple[str, str]]:
     """(document, task) → (text, model revision) of what the newest run asked for."""
     connection = open_table(str(folder / "table"))
-    found = run_sql(connection, "SELECT document_id, task, text, model_revision FROM latest").read_all().to_pylist()
+    with run_sql(connection, "SELECT document_id, task, text, model_revision FROM latest") as reader:
+        found = reader.read_all().to_pylist()
     connection.close()
     pairs = {(row["document_id"], row["task"]): (row["text"], row["model_revision"]) for row in found}
     assert len(pairs) == len(found)
