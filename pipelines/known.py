@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import defaultdict
@@ -28,11 +29,12 @@ PAIRS = pa.schema(
     ]
 )
 # One row for each source row group that came out whole; `group` is its number in the run, `parts` the part files that
-# hold its pairs, `pairs` and `not_applicable` its counts by task. `ids`: a hash of 16 bytes for each document, zeros
-# for a null. `fixed`: the file alone decides its keys.
+# hold its pairs, `pairs` and `not_applicable` its counts by task. `file`: a hash of its file's URL, which may hold what
+# must not be written down. `ids`: a hash of 16 bytes for each document, zeros for a null. `fixed`: the file alone
+# decides its keys.
 GROUPS = pa.schema(
     [
-        ("url", pa.string()),
+        ("file", pa.string()),
         ("version", pa.string()),
         ("size", pa.int64()),
         ("schema", pa.binary()),
@@ -125,6 +127,11 @@ def known_file(table: Location, run_id: str) -> Location:
     return table.child("_runs", run_id, "asked", "known.parquet")
 
 
+def hash_of(url: str) -> str:
+    """What the ledger calls a file (32 hex)."""
+    return hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
 def recall(table: Location, asked: Decides, listed: Sequence[FileInfo]) -> dict[str, KnownFile]:
     """What the ledgers of `table` say of those of the `listed` files that are still what they were, by URL.
 
@@ -137,7 +144,7 @@ def recall(table: Location, asked: Decides, listed: Sequence[FileInfo]) -> dict[
             run_id, kind, number = match[1], match[2], int(match[3])
             parts.add((run_id, number)) if kind == "part" else ledgers.append((run_id, number, file))
     ledgers.sort(key=lambda ledger: ledger[:2], reverse=True)
-    learning = _Learning(asked, {file.url: file.version for file in listed if file.version}, parts)
+    learning = _Learning(asked, {hash_of(file.url): file for file in listed if file.version}, parts)
     with ThreadPoolExecutor(_PARALLEL) as pool:
         for start in range(0, len(ledgers), _PARALLEL):
             window = ledgers[start : start + _PARALLEL]
@@ -154,12 +161,12 @@ def recall(table: Location, asked: Decides, listed: Sequence[FileInfo]) -> dict[
 class _Learning:
     """Puts records together, newest first."""
 
-    def __init__(self, asked: Decides, versions: dict[str, str], parts: set[tuple[str, int]]) -> None:
+    def __init__(self, asked: Decides, listed: dict[str, FileInfo], parts: set[tuple[str, int]]) -> None:
         self.files: dict[str, KnownFile] = {}
         # Of each ledger file the groups whose ids are taken from it, and where they belong.
         self.wanted_ids: defaultdict[str, dict[int, tuple[str, int]]] = defaultdict(dict)
         self._asked = asked
-        self._versions = versions
+        self._listed = listed
         self._parts = parts
         self._schemas: dict[bytes, pa.Schema] = {}
         self._complete = 0
@@ -167,24 +174,25 @@ class _Learning:
     @property
     def finished(self) -> bool:
         """Whether older ledgers can add nothing."""
-        return self._complete == len(self._versions)
+        return self._complete == len(self._listed)
 
     def add(self, ledger: str, run_id: str, written: Decides, rows: pa.Table) -> None:
         """Takes in the row groups of one ledger file."""
         covers = written.covers(self._asked)
-        there = [self._versions.get(url) == version for url, version in _urls(rows)]
+        there = [name in self._listed and self._listed[name].version == version for name, version in _files(rows)]
         spelled = rows.column("schema").combine_chunks().dictionary_encode()
         schemas = [self._schema(each) for each in spelled.dictionary.to_pylist()]
         rows = rows.set_column(rows.schema.get_field_index("schema"), "schema", spelled.indices)
         for row in rows.filter(pa.array(there, pa.bool_())).to_pylist():
-            file = self.files.get(row["url"])
+            url = self._listed[row["file"]].url
+            file = self.files.get(url)
             if file is None:
-                file = self.files[row["url"]] = KnownFile(schemas[row["schema"]], row["row_groups"])
+                file = self.files[url] = KnownFile(schemas[row["schema"]], row["row_groups"])
             index = row["index"]
             record = None
             if index not in file.found:
                 record = file.found[index] = _record(run_id, written, row)
-                self.wanted_ids[ledger][row["group"]] = (row["url"], index)
+                self.wanted_ids[ledger][row["group"]] = (url, index)
             if index not in file.asked and covers and row["fixed"] and self._stand(run_id, row["parts"]):
                 file.asked[index] = record or _record(run_id, written, row)
                 self._complete += len(file.asked) == file.row_groups
@@ -218,8 +226,8 @@ def _record(run_id: str, written: Decides, row: dict) -> Record:
     )
 
 
-def _urls(rows: pa.Table) -> Iterator[tuple[str, str]]:
-    return zip(rows.column("url").to_pylist(), rows.column("version").to_pylist(), strict=True)
+def _files(rows: pa.Table) -> Iterator[tuple[str, str]]:
+    return zip(rows.column("file").to_pylist(), rows.column("version").to_pylist(), strict=True)
 
 
 def _read(file: FileInfo, asked: Decides) -> tuple[Decides, pa.Table] | None:

@@ -26,7 +26,7 @@ from workers.tasks import Task
 
 from .job import SourceSpec
 from .keys import raw_keys
-from .known import GROUPS, KNOWN, PAIRS, Decides, Record, known_file, part_file
+from .known import GROUPS, KNOWN, PAIRS, Decides, Record, hash_of, known_file, part_file
 from .resume import STATUS_NAMES
 from .source import Corpus, RowGroup
 from .table import footer_keys
@@ -37,7 +37,7 @@ _PART_PAIRS = 1 << 20
 _PART_SECONDS = 300.0
 _ROWS = 1 << 17
 _PARALLEL = 16
-_REPEATING = ("url", "version", "schema", "run_id", "task", "status", "group")
+_REPEATING = ("file", "version", "schema", "run_id", "task", "status", "group")
 
 
 def decides(
@@ -200,7 +200,7 @@ class LedgerWriter:
                 continue
             rows.append(
                 {
-                    "url": file.url,
+                    "file": hash_of(file.url),
                     "version": file.version,
                     "size": file.size,
                     "schema": file.schema.serialize().to_pybytes(),
