@@ -22,6 +22,7 @@ _PATTERNS = {
     r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$": "up to 128 letters, digits, dots, _ and -, a letter or digit first",
     r"^(auto|cpu|cuda(:\d+)?)$": "auto, cpu, cuda or cuda:N",
 }
+_LONGEST_KEY = 80
 _KINDS = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -48,8 +49,9 @@ _BOUNDS = {
 
 def dotted(path: YamlPath) -> str:
     """A path as people write it: tasks[1].language."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    # A key is the file's own text, and may hold what would break the line.
+    # A key is the file's own text, and may hold what would break the line or fill the screen.
+    parts = (part if isinstance(part, int) or len(part) <= _LONGEST_KEY else f"{part[:_LONGEST_KEY]}…" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     return escape(text.removeprefix(".")) or "the file"
 
 

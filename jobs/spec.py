@@ -21,6 +21,8 @@ from .problems import YamlPath, dotted, join, known_keys, sentence, settle
 _MAX_ENTRIES = 20_000
 _MAX_BYTES = 1 << 20
 _MAX_DIGITS = 400
+# Of what is said of one problem: keys and values stand in it, and they may be a megabyte.
+_LONGEST = 1000
 _MERGE = "tag:yaml.org,2002:merge"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
@@ -238,7 +240,8 @@ class _Reader:
             self._note(self._line(path), path, join(sentences))
 
     def _note(self, line: int, path: YamlPath, problem: str) -> None:
-        self.problems.append((line, f"{dotted(path)}: {problem}" if path else problem))
+        said = f"{dotted(path)}: {problem}" if path else problem
+        self.problems.append((line, said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"))
         self.reported.add(path)
 
     def _line(self, path: YamlPath) -> int:

@@ -139,11 +139,15 @@ def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
     counts = [task for task in _block(manifest.get("counts")).values() if isinstance(task, dict)]
     made = {name: sum(_whole(task.get(name)) for task in counts) for name in ("ok", "rejected", "failed")}
     run_id, code = str(manifest.get("run_id", "")), manifest.get("exit")
-    code = code if isinstance(code, int | None) else str(code)
     if code is None:
         state = "running" if run_id == holding else "killed"
     else:
+<<<<<<< HEAD
         state = "done" if code == 0 else "interrupted" if code == _INTERRUPTED else f"exit {code}"
+=======
+        known = {0: "done", _INTERRUPTED: "interrupted"}
+        state = known.get(code, f"exit {code}") if isinstance(code, int) else f"exit {code}"
+>>>>>>> i5-fuzz
     # Who interrupted a run knows why it ended.
     error = None if code == _INTERRUPTED else manifest.get("error")
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 import pyarrow as pa
 
@@ -112,19 +112,19 @@ class _Counting:
         self._buckets[limit][1] += tokens
 
 
+def _figure(value: object) -> float:
+    """A number of a manifest, which is a file that anything may have been done to; 0 for what is none."""
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e18 else 0.0
+
+
 def _estimate(table: Location, resolved: Resolved, tokens: int, documents: int) -> tuple[float | None, str]:
     """Seconds for `tokens`, at the pace of the newest run of this model on this table that made anything."""
     if not documents:
         return 0.0, "nothing is left to do"
     for manifest in lineage.read_manifests(table):
-        seconds, made = manifest.get("generate_seconds"), manifest.get("input_tokens")
+        seconds, made = _figure(manifest.get("generate_seconds")), _figure(manifest.get("input_tokens"))
         model = manifest.get("model")
         same = isinstance(model, dict) and model.get("revision") == resolved.revision
-        if same and _positive(seconds) and _positive(made):
+        if same and seconds and made:
             return seconds * tokens / made, f"at the pace of run {manifest.get('run_id')}"
     return None, "this model has not run on this table yet; `corpusmill run JOB --sample 20` measures its pace"
-
-
-def _positive(figure: Any) -> TypeGuard[float]:
-    """Whether a manifest's figure can be reckoned with: it is a file that anything may have been done to."""
-    return isinstance(figure, int | float) and 0 < figure < 1e18
