@@ -142,12 +142,7 @@ def _summary(manifest: dict[str, Any], holding: str | None) -> dict[str, Any]:
     if code is None:
         state = "running" if run_id == holding else "killed"
     else:
-<<<<<<< HEAD
         state = "done" if code == 0 else "interrupted" if code == _INTERRUPTED else f"exit {code}"
-=======
-        known = {0: "done", _INTERRUPTED: "interrupted"}
-        state = known.get(code, f"exit {code}") if isinstance(code, int) else f"exit {code}"
->>>>>>> i5-fuzz
     # Who interrupted a run knows why it ended.
     error = None if code == _INTERRUPTED else manifest.get("error")
     return {
