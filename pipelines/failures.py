@@ -15,7 +15,7 @@ from infra.storage import Location
 from model_runtime import ErrorCode
 
 from .keys import KEY, KeySet, find, keys_of
-from .resume import REJECTED, attempts_of, status_codes
+from .resume import REJECTED, attempts_of, check_rows, status_codes
 from .table import TableFile, conform, reading
 
 # Rows known by their place in the source, not by a document: a repeated id names a good document too.
@@ -170,4 +170,6 @@ def _times(created_at: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def _batches(source: Location, schema: pa.Schema) -> Iterator[pa.Table]:
     with reading(source) as opened:
         for batch in opened.iter_batches(_ROWS, use_threads=False):
-            yield conform(pa.Table.from_batches([batch]), schema)
+            rows = conform(pa.Table.from_batches([batch]), schema)
+            check_rows(rows)
+            yield rows

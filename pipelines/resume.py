@@ -146,6 +146,9 @@ def attempts_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
 def check_rows(rows: pa.Table) -> None:
     """ValueError, or Arrow's own error, for rows that no run made: a publisher would lose them, or break on them."""
     rows.validate(full=True)
+    for field in rows.schema:
+        if not field.nullable and rows.column(field.name).null_count:
+            raise ValueError(f"it holds a row without {field.name}")
     keys_of(rows.column("key"))
     status_codes(rows.column("status"))
     attempts_of(rows.column("attempt"))

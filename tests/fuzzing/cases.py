@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _BYTES = "__bytes__"
+_ROOT = Path(__file__).parents[2]
 
 
 def dumps(case: Any) -> bytes:
@@ -22,10 +23,9 @@ def loads(data: bytes) -> Any:
 
 
 def save(folder: Path, surface: str, case: Any, why: str) -> Path:
-    """Keeps a case under a name made of its content."""
-    # Not the whole traceback: it names the paths of one machine.
-    said = [line for line in why.splitlines() if line and not line.startswith(" ")]
-    data = {"surface": surface, "why": said[-1][:300] if said else "", "case": case}
+    """Keeps a case under a name made of its content, with the last line of `why`: the others name one machine."""
+    said = why.strip().splitlines()
+    data = {"surface": surface, "why": said[-1].replace(str(_ROOT), ".")[:300] if said else "", "case": case}
     name = hashlib.sha256(dumps(case)).hexdigest()[:12]
     path = folder / f"{surface}-{name}.json"
     folder.mkdir(parents=True, exist_ok=True)
