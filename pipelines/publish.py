@@ -167,7 +167,8 @@ class Publisher:
             for task in self._tasks:
                 self._check()
                 if not self._table.child("results", task).list_files():
-                    self._table.child("results", task, "empty.parquet").upload(empty)
+                    # Never a second time: somebody may be reading the first.
+                    self._table.child("results", task, "empty.parquet").create_exclusive(empty)
                 current_errors(self._table, task).create_exclusive(empty)
 
     def _remove_empty_folders(self) -> None:

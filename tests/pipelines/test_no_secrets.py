@@ -104,6 +104,7 @@ def write_job(folder: Path, **changes: object) -> Path:
     return folder / "job.yaml"
 
 
+@pytest.mark.slow
 def test_a_run_that_succeeds_leaves_no_secret(tmp_path: Path, model: Path) -> None:
     with s3_server(tmp_path / "s3") as server:
         rows = [{"doc_id": row["doc_id"], "body": row["body"], "photo": None} for row in documents(3)]

@@ -120,6 +120,7 @@ def test_too_many_of_them_end_the_run_and_what_is_done_is_kept(tmp_path, model):
     assert len(texts(tmp_path)) >= 98
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_what_crashes_the_preparing_is_one_failed_row(tmp_path, model, monkeypatch):
     corpus(tmp_path, 12, {4: "segfault", 9: "leave"})

@@ -93,6 +93,7 @@ def test_only_what_is_missing_is_made(folder, model):
     assert made(run_job(make_job(folder, model, [prompted]), job_text=""))["summary"] == texts + 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_filter_a_sample_and_a_single_column_of_ids(tmp_path, model):
     write_shards(tmp_path / "corpus", documents(20), shards=2, group=4)

@@ -103,6 +103,7 @@ def test_too_many_failed_rows_end_the_run_and_what_is_done_is_kept(tmp_path, bli
     assert manifests(tmp_path)[-1]["exit"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_failed_row_gets_three_attempts_and_more_only_when_asked_for(tmp_path, blind_model):
     write_shards(tmp_path / "corpus", texts_and_images(12), shards=1, group=4)

@@ -121,6 +121,7 @@ def test_a_row_names_the_true_row_it_came_from(finished, corpus, s3):
         assert row["image_count"] == len(source["photos"])
 
 
+@pytest.mark.slow
 def test_the_transformers_backend_gives_the_same_text(finished, s3, model):
     job = make_job(s3, model, "reference", model={"path": str(model), "backend": "transformers", "dtype": "float32"})
     run_job(job, job_text="")

@@ -444,6 +444,7 @@ def test_a_text_that_does_not_come_out_again(table):
     assert "text of summary of document" in again.problems["a float32 row comes out otherwise"].examples[0]
 
 
+@pytest.mark.slow
 def test_bfloat16_may_differ(tmp_path, model):
     write_shards(tmp_path / "corpus", [row for row in documents(9) if row["body"]][:2], shards=1, group=2)
     run_here(job_text(tmp_path, model, [SUMMARY], dtype="bfloat16"))

@@ -37,6 +37,7 @@ def results(folder: Path) -> list[dict]:
     return ds.dataset(folder / "table" / "results").to_table().to_pylist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_run_is_verified_and_its_rows_are_traced_through_the_next_ones(tmp_path, model):
     rows = documents(12)

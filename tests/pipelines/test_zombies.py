@@ -89,6 +89,7 @@ def held_everywhere(world: World, results: list[str]) -> int:
         point += 1
 
 
+@pytest.mark.slow
 def test_a_zombie_held_anywhere_does_no_harm(world, monkeypatch):
     prepare(world.table)
     with parts_of(3_000, monkeypatch):
@@ -147,6 +148,7 @@ def together(world: World, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     assert world.table.child("_work").list_files("") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answered", [False, True], ids=["before it is done", "after it was done"])
 def test_cut_off_from_the_store_anywhere_the_next_publisher_ends_it(conditional, monkeypatch, answered):
     """As if killed there: nothing of what the publisher does afterwards, cleaning up included, gets through."""
