@@ -77,7 +77,8 @@ def test_the_suite_against_every_peer(folder: Path, tmp_path: Path) -> None:
     assert set(encode["ceiling"]["reached"]) == {value["peer"] for value in encode["values"]}
     agreement = encode["checks"]["difference from transformers float32 at 16 tokens"]
     assert agreement["native float32"] < 1e-4
-    assert agreement["ctranslate2 int8"] < 0.2
+    # Its 8 bits are coarser on CPUs without VNNI.
+    assert agreement["ctranslate2 int8"] < 0.3
     assert corpus["checks"]["produced_tokens"] == 3 * 2 * 2
     assert 0 < corpus["values"][0]["extra"]["occupancy"] <= 1
 
