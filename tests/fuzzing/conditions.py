@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.errors import SourceError
-from pipelines.source import passing
+from pipelines.shards import passing
 from workers.conditions import Condition
 
 from .surface import Surface, answered, line
