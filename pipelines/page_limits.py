@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -47,6 +48,15 @@ class _Page:
     uses_dictionary: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    column: str
+    values: int
+    unpacked: int
+    packed: int
+    start: int
+
+
 def claimed_rows(metadata: pq.FileMetaData) -> str | None:
     """Why a file is not read for the rows that its footer claims: each would be a row of the table. Else None."""
     counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
@@ -62,11 +72,13 @@ def limits_of(
     opened: Any, metadata: pq.FileMetaData, index: int, columns: Iterable[str], *, local: bool, whole: bool = False
 ) -> Limits:
     """Looks at the page headers of `columns` in one row group; `whole`: they will be read at once, not in pieces."""
-    group = metadata.row_group(index)
+    rows = metadata.row_group(index).num_rows
     wanted, total, densest = set(columns), 0, 1.0
-    for n in range(group.num_columns):
-        chunk = group.column(n)
-        if chunk.path_in_schema.partition(".")[0] not in wanted:
+    chunks = _chunks(_footer_of(opened))
+    if chunks is None or index >= len(chunks):
+        return Limits(f"row group {index}: its place in the footer cannot be read", 1)
+    for chunk in chunks[index]:
+        if chunk.column not in wanted:
             continue
         unpacked, per_value = 0, 0.0
         for count, page in enumerate(_pages(opened, chunk, local)):
@@ -76,8 +88,8 @@ def limits_of(
             # A value that stands in the dictionary may be as long as the whole of it.
             if page.dictionary or not page.uses_dictionary:
                 per_value = max(per_value, page.unpacked / (1 if page.dictionary else max(1, page.values)))
-        total += max(unpacked, chunk.total_uncompressed_size)
-        densest += per_value * max(1.0, chunk.num_values / max(1, group.num_rows))
+        total += max(unpacked, chunk.unpacked)
+        densest += per_value * max(1.0, chunk.values / max(1, rows))
     most = MAX_WHOLE_BYTES if whole else MAX_GROUP_BYTES
     if total > most:
         return Limits(f"row group {index} unpacks to {total:,} bytes; up to {most:,} are read", 1)
@@ -106,13 +118,41 @@ def _expanded(column: pa.ChunkedArray) -> int:
     return total
 
 
-def _pages(opened: Any, chunk: pq.ColumnChunkMetaData, local: bool) -> Iterator[_Page]:
+def _footer_of(opened: Any) -> bytes:
+    """The footer's own bytes; empty for a file that has none."""
+    end = opened.seek(0, 2)
+    opened.seek(max(0, end - 8))
+    length = int.from_bytes(opened.read(8)[:4], "little")
+    opened.seek(max(0, end - 8 - length))
+    return opened.read(length) if 0 < length <= end - 8 else b""
+
+
+@lru_cache(maxsize=32)
+def _chunks(footer: bytes) -> list[list[_Chunk]] | None:
+    """The column chunks of each row group; None for a footer that cannot be read.
+
+    Not by pyarrow's `RowGroupMetaData.column`: of a damaged footer its C++ throws where nothing catches, and that
+    ends the process.
+    """
+    try:
+        groups = _struct(footer, 0, 0)[0].get(4) or []
+        return [[_chunk(each[3]) for each in group.get(1) or []] for group in groups]
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+
+
+def _chunk(fields: dict[int, Any]) -> _Chunk:
+    starts = [start for start in (fields[9], fields.get(11)) if start]
+    name = fields[3][0].decode(errors="surrogateescape")
+    return _Chunk(name, fields[5], fields[6], fields[7], min(starts, default=0))
+
+
+def _pages(opened: Any, chunk: _Chunk, local: bool) -> Iterator[_Page]:
     """The headers of a column chunk's pages; ends early at one that cannot be read, as the reader itself will."""
-    starts = [chunk.data_page_offset, *([chunk.dictionary_page_offset] if chunk.has_dictionary_page else [])]
-    at = min(start for start in starts if start)
-    end, seen = at + chunk.total_compressed_size, 0
-    only_first = not local and chunk.total_compressed_size > _REMOTE_BYTES
-    while at < end and seen < chunk.num_values:
+    at = max(0, chunk.start)
+    end, seen = at + chunk.packed, 0
+    only_first = not local and chunk.packed > _REMOTE_BYTES
+    while at < end and seen < chunk.values:
         found = _header(opened, at)
         if found is None:
             return
@@ -180,7 +220,9 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
             return None, at + 8
         case 8:  # bytes
             length, at = _varint(data, at)
-            return None, at + length
+            if at + length > len(data):
+                raise IndexError
+            return data[at : at + length], at + length
         case 9 | 10:  # a list, a set
             return _list(data, at, depth)
         case 12:
@@ -188,17 +230,19 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
     raise ValueError(f"type {kind}")
 
 
-def _list(data: bytes, at: int, depth: int) -> tuple[None, int]:
+def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
     count, kind = data[at] >> 4, data[at] & 15
     at += 1
     if count == 15:
         count, at = _varint(data, at)
+    found = []
     for _ in range(count):
         # In a list a truth value is a byte of its own.
-        at = at + 1 if kind in (1, 2) else _value(data, at, kind, depth + 1)[1]
+        value, at = (None, at + 1) if kind in (1, 2) else _value(data, at, kind, depth + 1)
         if at > len(data):
             raise IndexError
-    return None, at
+        found.append(value)
+    return found, at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -152,12 +152,17 @@ def test_ordinary_files_are_read_as_before(tmp_path: Path) -> None:
         assert read.column("text").to_pylist() == kept.column("body").to_pylist()
         assert read.column("problem").null_count == read.num_rows
         with Location(str(path)).open_input() as opened:
-            metadata = pq.read_metadata(path)
+            metadata, found = pq.read_metadata(path), page_limits._chunks(page_limits._footer_of(opened))
+            assert found is not None and len(found) == metadata.num_row_groups
             for group in range(metadata.num_row_groups):
-                for n in range(metadata.num_columns):
-                    chunk = metadata.row_group(group).column(n)
-                    pages = list(page_limits._pages(opened, chunk, True))
-                    assert sum(page.values for page in pages if not page.dictionary) == chunk.num_values
+                assert len(found[group]) == metadata.num_columns
+                for n, ours in enumerate(found[group]):
+                    theirs = metadata.row_group(group).column(n)
+                    sizes = theirs.num_values, theirs.total_uncompressed_size, theirs.total_compressed_size
+                    assert (ours.values, ours.unpacked, ours.packed) == sizes
+                    assert ours.column == theirs.path_in_schema.partition(".")[0]
+                    pages = list(page_limits._pages(opened, ours, True))
+                    assert sum(page.values for page in pages if not page.dictionary) == theirs.num_values
 
 
 @pytest.mark.parametrize(
