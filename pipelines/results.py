@@ -128,8 +128,10 @@ class ResultsLog:
             if file.newest < time:
                 continue
             with reading(Location(file.url)) as opened:
-                for batch in opened.iter_batches(_ROWS, columns=["document_id", "created_at"], use_threads=False):
-                    rows = pa.Table.from_batches([batch])
+                names = ["document_id", "created_at"]
+                for batch in opened.iter_batches(_ROWS, columns=names, use_threads=False):
+                    # Select: a column that is not there is told here, where it names the file.
+                    rows = pa.Table.from_batches([batch]).select(names)
                     yield rows.filter(pc.greater_equal(rows.column("created_at").cast(pa.int64()), time))
 
     def _next(self, task: str) -> Location:
