@@ -45,16 +45,13 @@ def _stored(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -> Ite
             with safe_open(path, framework="pt") as shard:
                 for stored in shard.keys():  # noqa: SIM118 - not a mapping
                     name = canonical_name(stored)
-                    if name.startswith(_UNUSED_PREFIXES) or (tied and name in _TIED_COPIES):
+                    if is_unused(name, tied):
                         continue
-                    _check(path, stored, name, tuple(shard.get_slice(stored).get_shape()), expected, seen)
+                    check_tensor(path, stored, tuple(shard.get_slice(stored).get_shape()), expected, seen)
                     yield name, partial(shard.get_tensor, stored)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} cannot be read as safetensors: {_first_line(error)}") from error
-    missing = sorted(set(expected) - seen)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(f"{folder} lacks the tensor {missing[0]}{more}")
+    check_complete(folder, expected, seen)
 
 
 def check_tensors(folder: Path, expected: Mapping[str, torch.Size], tied: bool) -> None:
@@ -76,16 +73,32 @@ def weights_dtype(folder: Path) -> torch.dtype:
     raise ModelError(f"{path} holds no tensor")
 
 
-def _check(
-    path: Path, stored: str, name: str, shape: tuple[int, ...], expected: Mapping[str, torch.Size], seen: set[str]
-) -> None:
+def is_unused(name: str, tied: bool) -> bool:
+    """Whether a checkpoint may hold the tensor of this canonical name though no runtime uses it."""
+    return name.startswith(_UNUSED_PREFIXES) or (tied and name in _TIED_COPIES)
+
+
+def check_tensor(
+    where: Path | str, stored: str, shape: tuple[int, ...], expected: Mapping[str, torch.Size], seen: set[str]
+) -> str:
+    """The canonical name of a tensor stored as `stored`, now in `seen`; ModelError when it is none that is expected."""
+    name = canonical_name(stored)
     if name not in expected:
-        raise ModelError(f"{path} holds the tensor {named(stored)}, which a T5Gemma 2 of this config does not have")
+        raise ModelError(f"{where} holds the tensor {named(stored)}, which a T5Gemma 2 of this config does not have")
     if name in seen:
-        raise ModelError(f"{path} holds the tensor {named(name)} a second time")
+        raise ModelError(f"{where} holds the tensor {named(name)} a second time")
     if shape != tuple(expected[name]):
-        raise ModelError(f"{path}: tensor {stored} has shape {list(shape)}, the config says {list(expected[name])}")
+        raise ModelError(f"{where}: tensor {stored} has shape {list(shape)}, the config says {list(expected[name])}")
     seen.add(name)
+    return name
+
+
+def check_complete(where: Path | str, expected: Mapping[str, torch.Size], seen: set[str]) -> None:
+    """ModelError names the first expected tensor that was not seen."""
+    missing = sorted(set(expected) - seen)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(f"{where} lacks the tensor {missing[0]}{more}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,17 +16,14 @@ from .config import ModelConfig
 from .decoder import Decoder, Step, lm_logits
 from .encoder import Encoder
 from .errors import ModelError
+from .packing import encode_packed
 from .types import Request
-from .vision import normalise_pixels
 
 if TYPE_CHECKING:
     from .cpu import CpuPath
     from .cuda import CudaPath
 
 _log = logging.getLogger(__name__)
-
-# Images whose patches go through the tower together: bounds its memory (4,096 patches each at full size).
-_IMAGES_PER_CALL = 4
 
 
 class T5Gemma2(nn.Module):
@@ -94,18 +90,10 @@ class T5Gemma2(nn.Module):
             except StopIteration as end:
                 return end.value
 
-    @torch.inference_mode()
     def encode_steps(self, requests: Sequence[Request]) -> Generator[None, None, list[Tensor]]:
         """`encode`, a layer at a time: yields whenever other work may be done; returns what `encode` returns."""
-        arrays = [np.asarray(request.input_ids, dtype=np.int64) for request in requests]
-        ids_T = torch.from_numpy(np.concatenate(arrays)).to(self.device)
-        x_TE = self.encoder.embed_tokens(ids_T)
-        features = self._image_features(requests)
-        if features is not None:
-            x_TE[ids_T == self.config.image_id] = features
-        lengths = [len(array) for array in arrays]
-        states_TE = yield from (self._fast.encoder if self._fast else self.encoder).steps(x_TE, lengths)
-        return list(states_TE.split(lengths))
+        layers = (self._fast.encoder if self._fast else self.encoder).steps
+        return encode_packed(self.encoder, layers, self.config, requests)
 
     @torch.inference_mode()
     def document_keys(self, states_NE: Tensor) -> EncodedKeys:
@@ -167,18 +155,6 @@ class T5Gemma2(nn.Module):
             out.append(list(self.logits(hidden)))
             rows.clear()
         return out
-
-    def _image_features(self, requests: Sequence[Request]) -> Tensor | None:
-        pixels = [torch.as_tensor(r.pixel_values) for r in requests if r.pixel_values is not None]
-        images = [image for batch in pixels for image in batch.split(_IMAGES_PER_CALL)]
-        if not images:
-            return None
-        mean, std = self.config.image_mean, self.config.image_std
-        features = [
-            self.encoder.image_features(normalise_pixels(batch.to(self.device), mean, std, self.dtype))
-            for batch in images
-        ]
-        return torch.cat(features)
 
 
 def _cpu_path(model: T5Gemma2, device: torch.device, dtype: torch.dtype, int8: bool) -> CpuPath | None:

@@ -1,0 +1,34 @@
+"""T5Gemma 2 as a model of vLLM: what its plugin entry point calls.
+
+A request is a decoder-only prompt: N rows for the document's N encoder tokens, whose keys and values come from the
+encoder's output, then BOS and the decoder's prefix. Merged attention then is vLLM's own causal attention.
+"""
+
+from __future__ import annotations
+
+ARCHITECTURE = "T5Gemma2ForConditionalGeneration"
+# The one kind of multimodal item: a document, {"input_ids": ..., "pixel_values": ... or None}.
+MODALITY = "doc"
+
+
+def register() -> None:
+    """Make vLLM know T5Gemma 2: its config, its limits and its class; called in each of vLLM's processes.
+
+    RuntimeError names the first thing in vLLM that is not where this plugin needs it.
+    """
+    from .pins import check_vllm
+
+    check_vllm()
+    from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.transformers_utils.config import _CONFIG_REGISTRY
+
+    from .config import MODEL_TYPE, T5Gemma2VllmConfig
+    from .limits import T5Gemma2Limits
+
+    _CONFIG_REGISTRY[MODEL_TYPE] = T5Gemma2VllmConfig
+    MODELS_CONFIG_MAP[ARCHITECTURE] = T5Gemma2Limits
+    if ARCHITECTURE not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
+    RENDERER_REGISTRY.renderers[MODEL_TYPE] = (f"{__name__}.renderer", "T5Gemma2Renderer")

@@ -1,0 +1,5 @@
+"""Placeholder for now."""
+
+
+def check_vllm() -> None:
+    """Nothing yet."""
