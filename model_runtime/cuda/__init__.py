@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config import TextConfig
 from ..errors import ModelError
 from ..layers import Block
 from .check import whole_path_differs
@@ -91,7 +92,7 @@ def cuda_path(model: T5Gemma2, int8: bool = False) -> CudaPath | None:
 def checked_path(model: T5Gemma2) -> CudaPath | None:
     """The fast path for a model on a CUDA device, once its parts and then the whole have been checked, or None."""
     config, device, dtype = model.config, model.device, model.dtype
-    if _off(SWITCH):
+    if off(SWITCH):
         return None
     if dtype != torch.bfloat16:
         # FlashAttention knows 16-bit numbers only.
@@ -106,11 +107,11 @@ def checked_path(model: T5Gemma2) -> CudaPath | None:
         )
         if varlen is None:
             return None
-        do = _pointwise(model)
+        do = pointwise_for(config.decoder, dtype, device)
         blocks = 2 * torch.cuda.get_device_properties(device).multi_processor_count
     # With all there is, then with less: one part that is wrong must not cost the others.
     plain = Pointwise(config.decoder, compiled=False)
-    choices = [(not _off(GRAPHS), do), (False, do), (False, plain)]
+    choices = [(not off(GRAPHS), do), (False, do), (False, plain)]
     for with_graphs, functions in dict.fromkeys(choices):
         graphs = StepGraphs(partial(cuda_capture, device)) if with_graphs else None
         with torch.inference_mode():
@@ -130,20 +131,21 @@ def same_sizes(model: T5Gemma2) -> bool:
     return all(getattr(halves[0], name) == getattr(halves[1], name) for name in names)
 
 
-def _pointwise(model: T5Gemma2) -> Pointwise:
-    config = model.config.decoder
+def pointwise_for(config: TextConfig, dtype: torch.dtype, device: torch.device) -> Pointwise:
+    """The functions between a half's products: compiled where that works on this device, else plain."""
 
     def compiled() -> Pointwise:
         do = Pointwise(config, compiled=True)
-        check_pointwise(do, config, model.dtype, model.device)
+        check_pointwise(do, config, dtype, device)
         return do
 
-    if not _off(COMPILE):
+    if not off(COMPILE):
         made = first_that_works("norms, rotary positions and gates on CUDA", [("torch.compile", compiled)])
         if made is not None:
             return made[1]
     return Pointwise(config, compiled=False)
 
 
-def _off(name: str) -> bool:
+def off(name: str) -> bool:
+    """Whether an environment variable leaves its part out."""
     return os.environ.get(name, "").lower() in ("off", "0", "false")

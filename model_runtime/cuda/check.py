@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Root mean square of the difference over that of what is expected. Two ways of rounding to bfloat16 come 0.01 to 0.03
 # apart after all layers; what sees a wrong key is off by 0.3 and more.
-_TOLERANCE = 0.1
+TOLERANCE = 0.1
 # Enough for every step to have run with a graph.
 _STEPS = 5
 
@@ -35,7 +35,7 @@ def whole_path_differs(model: T5Gemma2, path: CudaPath) -> str | None:
     for (name, ours), (_, theirs) in zip(made, expected, strict=True):
         difference = float((ours.float() - theirs.float()).square().mean().sqrt())
         relative = difference / max(1e-6, float(theirs.float().square().mean().sqrt()))
-        if not relative <= _TOLERANCE:
+        if not relative <= TOLERANCE:
             return f"{name} differ from the plain modules' by {relative:.2f}"
     return None
 

@@ -44,21 +44,22 @@ class DecoderView(PretrainedConfig):
     def of(cls, model: ModelConfig) -> DecoderView:
         """The view of a model."""
         decoder = model.decoder
-        return cls(
-            vocab_size=decoder.vocab_size,
-            hidden_size=decoder.hidden_size,
-            intermediate_size=decoder.intermediate_size,
-            num_hidden_layers=decoder.num_layers,
-            num_attention_heads=decoder.num_heads,
-            num_key_value_heads=decoder.num_kv_heads,
-            head_dim=decoder.head_dim,
-            max_position_embeddings=model.max_input_tokens + decoder.max_positions,
+        sizes: dict[str, Any] = {
+            "vocab_size": decoder.vocab_size,
+            "hidden_size": decoder.hidden_size,
+            "intermediate_size": decoder.intermediate_size,
+            "num_hidden_layers": decoder.num_layers,
+            "num_attention_heads": decoder.num_heads,
+            "num_key_value_heads": decoder.num_kv_heads,
+            "head_dim": decoder.head_dim,
+            "max_position_embeddings": model.max_input_tokens + decoder.max_positions,
             # None, or every layer would be windowed over the document too: windows are the attention backend's here.
-            sliding_window=None,
+            "sliding_window": None,
             # Three rows of positions for each token: the decoder's, the mark of a document's rows, and one not used.
-            mrope_section=[1, 1, 1],
-            bos_token_id=model.bos_id,
-            pad_token_id=model.pad_id,
-            eos_token_id=list(model.eos_ids),
-            tie_word_embeddings=True,
-        )
+            "mrope_section": [1, 1, 1],
+            "bos_token_id": model.bos_id,
+            "pad_token_id": model.pad_id,
+            "eos_token_id": list(model.eos_ids),
+            "tie_word_embeddings": True,
+        }
+        return cls(**sizes)

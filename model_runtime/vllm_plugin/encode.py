@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..encoder import Encoder
-from ..packing import Layers, encode_packed
+from ..packing import encode_packed
 from ..types import Request
 
 # Documents are packed up to so many tokens in a pass; a longer one has a pass of its own.
@@ -25,6 +26,7 @@ class Counts:
     encodes: int = 0
     encoder_tokens: int = 0
     passes: int = 0
+    # On CUDA the time to launch the work: nobody waits for it here.
     encode_seconds: float = 0.0
 
 
@@ -36,7 +38,23 @@ class EncoderHalf(nn.Module):
         self.model = model
         self.encoder = Encoder(model)
         self.counts = Counts()
-        self._layers: Layers = self.encoder.steps
+        self._layers: Any = self.encoder
+
+    def choose_kernels(self) -> None:
+        """Take the fast kernels of this device where it has them; once the weights are there."""
+        weight = self.encoder.norm.weight
+        if weight.is_cuda:
+            from ..cuda.alone import checked_encoder
+
+            self._layers = checked_encoder(self.encoder, self.model) or self.encoder
+            return
+        from ..cpu.weights import usable
+
+        if usable(self.model, weight.dtype, weight.device):
+            from ..cpu.encoder import CpuEncoder
+
+            # It packs the layers' weights for itself and takes them from the plain modules.
+            self._layers = CpuEncoder(self.encoder, int8=False)
 
     @torch.inference_mode()
     def encode(self, requests: Sequence[Request]) -> list[Tensor]:
@@ -48,8 +66,6 @@ class EncoderHalf(nn.Module):
             states = self._run(pack)
             out += [one.clone() for one in states] if len(states) > 1 else states
             self.counts.passes += 1
-        if out and out[0].is_cuda:
-            torch.cuda.synchronize()
         self.counts.encodes += len(requests)
         self.counts.encoder_tokens += sum(len(states) for states in out)
         self.counts.encode_seconds += time.perf_counter() - started
@@ -60,7 +76,7 @@ class EncoderHalf(nn.Module):
         return asdict(self.counts)
 
     def _run(self, pack: Sequence[Request]) -> list[Tensor]:
-        steps = encode_packed(self.encoder, self._layers, self.model, pack)
+        steps = encode_packed(self.encoder, self._layers.steps, self.model, pack)
         while True:
             try:
                 next(steps)

@@ -8,6 +8,8 @@ import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from .worker import EXTENSION
+
 # Encoder states that are kept, in tokens: a document that is asked for once they are gone is encoded again.
 # `--additional-config '{"t5gemma2_encoder_cache": 500000}'` changes it.
 CACHE_OPTION = "t5gemma2_encoder_cache"
@@ -45,6 +47,8 @@ class T5Gemma2Limits(VerifyAndUpdateConfig):
         scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_batched_tokens, longest)
         if not cache.user_specified_block_size:
             cache.block_size = _BLOCK_SIZE
+        if not parallel.worker_extension_cls:
+            parallel.worker_extension_cls = EXTENSION
         if vllm_config.load_config.load_format == "auto":
             # Or a folder without safetensors would have its pickles opened.
             vllm_config.load_config.load_format = "safetensors"

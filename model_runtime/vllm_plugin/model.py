@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ..types import Request
 from .encode import EncoderHalf
 from .processor import IDS, PIXELS, DocumentInfo, DocumentProcessor, DummyDocuments
 from .rows import Split, mark_prefixes, split_rows
-from .stack import DecoderStack
+from .stack import DecoderStack, StackLayer
 from .weights import load
 
 
@@ -105,7 +105,7 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
         self, context: ForwardContext, split: Split, x_TE: Tensor, positions_T: Tensor, is_document_T: Tensor
     ) -> Tensor:
         states_NE = x_TE[split.document_rows]
-        for layer in self.decoder.layers:
+        for layer in cast(Iterable[StackLayer], self.decoder.layers):
             layer.write_document(states_NE, context.slot_mapping[layer.attn.layer_name][split.document_rows])
         hidden_TE = torch.zeros_like(x_TE)
         if split.context is None:
@@ -124,7 +124,9 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Copy a checkpoint's tensors in; ModelError names one that does not belong or is missing."""
         load(weights, self.model, self.encoder_half, self.decoder, str(self._folder))
-        return {name for name, _ in self.named_parameters()}
+        loaded = {name for name, _ in self.named_parameters()}
+        self.encoder_half.choose_kernels()
+        return loaded
 
     def counted(self) -> dict[str, float]:
         """What this model has encoded, by name: see encode.Counts."""

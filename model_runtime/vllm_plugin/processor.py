@@ -125,8 +125,11 @@ class DocumentProcessor(BaseMultiModalProcessor[DocumentInfo]):
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        field = MultiModalFieldConfig.batched(MODALITY)
-        return {IDS: field, PIXELS: field}
+        # The ids' count is needed where the encoder is called from.
+        return {
+            IDS: MultiModalFieldConfig.batched(MODALITY, keep_on_cpu=True),
+            PIXELS: MultiModalFieldConfig.batched(MODALITY),
+        }
 
     def _get_prompt_updates(
         self,

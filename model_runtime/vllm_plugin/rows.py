@@ -48,17 +48,15 @@ def split_rows(context: ForwardContext, is_document_T: Tensor) -> Split | None:
     built = Built.of(next(iter(context.attn_metadata.values())))
     if built is None or not _may_hold_documents(built.common):
         return None
-    is_document = is_document_T.cpu()
+    starts = built.common.query_start_loc_cpu.long()
+    # Behind the last request's rows may be padding, with the positions of some earlier step.
+    is_document = is_document_T[: int(starts[-1])].cpu()
     if not bool(is_document.any()):
         return None
     device = is_document_T.device
     decoder_rows = torch.nonzero(~is_document).squeeze(-1)
-    starts = built.common.query_start_loc_cpu.long()
-    # Rows before each request's first: differences are its decoder rows.
-    before = torch.cat([torch.zeros(1, dtype=torch.long), (~is_document).long().cumsum(0)])[
-        starts.clamp(max=len(is_document))
-    ]
-    counts_R = before.diff()
+    # Decoder rows before each request's first row: differences are its own.
+    counts_R = torch.cat([torch.zeros(1, dtype=torch.long), (~is_document).long().cumsum(0)])[starts].diff()
     decoder_rows_d = decoder_rows.to(device)
     narrowed = _narrow(context, counts_R, decoder_rows_d) if len(decoder_rows) else None
     return Split(torch.nonzero(is_document).squeeze(-1).to(device), decoder_rows_d, narrowed)

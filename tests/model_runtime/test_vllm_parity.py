@@ -1,0 +1,104 @@
+"""The vLLM plugin against transformers, token for token, in every way that vLLM runs a model.
+
+The whole of it, 200 documents for each shape and mode: `python -m tests.model_runtime.vllm_parity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: make setup-vllm")
+
+from model_runtime import Request
+from tests.checkpoints import Shape, cached_checkpoint
+from tests.model_runtime.oracle import Expected
+from tests.model_runtime.vllm_parity import MODES, SHAPES, Run, differing, documents, expected_of, run
+
+pytestmark = pytest.mark.vllm
+
+# Each run is an engine of its own: ten seconds and more before its first token.
+DOCUMENTS = {"window-7": 40, "window-33": 60, "window-512": 40}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One shape's documents and what transformers makes of them."""
+
+    shape: Shape
+    folder: Path
+    requests: Sequence[Request]
+    expected: dict[str, Expected]
+
+
+@cache
+def case(name: str) -> Case:
+    """Asked of transformers once, whatever the number of modes."""
+    shape = SHAPES[name]
+    folder = cached_checkpoint(shape)
+    requests = documents(shape, DOCUMENTS[name])
+    return Case(shape, folder, requests, expected_of(folder, requests))
+
+
+def made(name: str, mode: str) -> tuple[Case, Run]:
+    """A shape's documents through an engine in one mode; every decode equal to transformers'."""
+    asked = case(name)
+    got = run(asked.folder, asked.shape, asked.requests, MODES[mode])
+    assert sorted(got.got) == sorted(asked.expected)
+    wrong = differing(asked.expected, got)
+    assert not wrong, f"{len(wrong)} of {len(asked.expected)} differ: {wrong[:5]}"
+    for key, one in asked.expected.items():
+        assert got.got[key].logprob == pytest.approx(one.logprob, abs=2e-3), key
+    return asked, got
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_documents_are_of_every_kind(name: str) -> None:
+    asked = case(name)
+    lengths = [len(one.token_ids) for one in asked.expected.values()]
+    assert sum(length > asked.shape.window for length in lengths) >= 2
+    assert {one.finish_reason for one in asked.expected.values()} == {"stop", "length"}
+    assert sum(request.pixel_values is not None for request in asked.requests) >= len(asked.requests) // 3
+    assert {len(request.decodes) for request in asked.requests} == {1, 2, 3, 4, 5}
+    assert max(len(request.input_ids) for request in asked.requests) >= 4000
+
+
+@pytest.mark.parametrize("name", ["window-7", "window-512"])
+def test_shuffled(name: str) -> None:
+    _, got = made(name, "default")
+    assert sum(one.cached for one in got.got.values()) > 0
+
+
+def test_sorted_by_document_each_is_encoded_once() -> None:
+    asked, got = made("window-33", "sorted")
+    assert got.counts["encodes"] == len(asked.requests)
+    assert got.counts["encoder_tokens"] == sum(len(request.input_ids) for request in asked.requests)
+    assert got.counts["passes"] < len(asked.requests), "documents are encoded together"
+
+
+def test_without_prefix_caching() -> None:
+    _, got = made("window-33", "no-prefix-cache")
+    assert sum(one.cached for one in got.got.values()) == 0
+
+
+@pytest.mark.parametrize("mode", ["small-chunks", "one-row-chunks"])
+def test_a_document_in_many_chunks(mode: str) -> None:
+    made("window-33", mode)
+
+
+def test_preempted_decodes_end_as_others_do() -> None:
+    _, got = made("window-33", "preemption")
+    assert got.preemptions > 0
+
+
+def test_compiled() -> None:
+    made("window-33", "compiled")
+
+
+def test_engine_in_a_process_of_its_own() -> None:
+    asked, got = made("window-33", "own-process")
+    assert got.counts["encodes"] >= len(asked.requests)
