@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,13 @@ def test_a_refused_dtype_is_a_missing_peer(name: str, dtype: str, config: PeerCo
         peer_class(name).load(PeerConfig(model=config.model, cache=config.cache, dtype=dtype))
 
 
-def test_what_is_not_installed_is_missing() -> None:
-    with pytest.raises(PeerMissing, match="vllm"):
-        peer_class("vllm")
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
+def test_vllm_is_missing_where_it_is_not_installed(config: PeerConfig) -> None:
+    with pytest.raises(PeerMissing, match="vllm is not installed"):
+        peer_class("vllm").load(config)
+
+
+def test_an_unknown_peer_is_missing() -> None:
     with pytest.raises(PeerMissing, match=NAMES[0]):
         peer_class("elsewhere")
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from model_runtime import Request, Sampling
 from tests.checkpoints import Shape, make_checkpoint
 from tests.model_runtime.oracle import Expected, Oracle, make_request
@@ -34,21 +36,21 @@ SHAPES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """One way to run the engine: its arguments beside the usual, variables, and the order of the requests."""
+    """One way to run the engine: its arguments beside the usual, variables, cached tokens, and the requests' order."""
 
+    cached_tokens: int = 100_000
     engine: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     shuffled: bool = True
 
 
-# Blocks of 32 tokens: the longest document and its decode need some 150 of them.
 MODES = {
     "default": Mode(),
     "sorted": Mode(shuffled=False),
     "no-prefix-cache": Mode(engine={"enable_prefix_caching": False}),
     "small-chunks": Mode(engine={"max_num_batched_tokens": 96}),
     "one-row-chunks": Mode(engine={"max_num_batched_tokens": 33, "max_num_seqs": 32}),
-    "preemption": Mode(engine={"num_gpu_blocks_override": 220, "max_num_seqs": 48}),
+    "preemption": Mode(cached_tokens=LONGEST + 800, engine={"max_num_seqs": 48}),
     "compiled": Mode(engine={"enforce_eager": False}),
     "own-process": Mode(environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
 }
@@ -141,9 +143,12 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_NO_USAGE_STATS": "1",
+            # Tiny tensors: one thread is faster than many, and steady on a busy machine.
+            "OMP_NUM_THREADS": "1",
             **mode.environment,
         }
     )
+    torch.set_num_threads(1)
     from vllm import EngineArgs, SamplingParams
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -155,7 +160,7 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": LONGEST + 700,
-        "kv_cache_memory_bytes": 1 << 28,
+        "kv_cache_memory_bytes": mode.cached_tokens * _token_bytes(shape),
         "max_num_seqs": 32,
         "max_num_batched_tokens": 2048,
         **mode.engine,
@@ -193,6 +198,11 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
     return Run(got=got, counts=counts, preemptions=_preemptions(engine), seconds=seconds)
 
 
+def _token_bytes(shape: Shape) -> int:
+    """float32 keys and values of one token in all layers."""
+    return 2 * len(shape.decoder) * shape.kv_heads * shape.head_dim * 4
+
+
 def _preemptions(engine: Any) -> int:
     return int(sum(metric.value for metric in engine.get_metrics() if metric.name == "vllm:num_preemptions"))
 
@@ -209,6 +219,7 @@ def main() -> None:
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--modes", default=",".join(MODES))
     asked = parser.parse_args()
+    torch.set_num_threads(1)
     wrong = 0
     for name in asked.shapes.split(","):
         shape = SHAPES[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from .types import Peer, PeerMissing
 
 NAMES = ("native", "transformers-plain", "transformers-expert", "ctranslate2", "vllm")
@@ -29,7 +27,8 @@ def peer_class(name: str) -> type[Peer]:
 
             return CTranslate2Peer
         case "vllm":
-            said = "cannot run T5Gemma 2 without a plugin" if find_spec("vllm") else "is not installed"
-            raise PeerMissing(f"vllm {said}")
+            from .vllm import VllmPeer
+
+            return VllmPeer
         case other:
             raise PeerMissing(f"{other} is no peer; choose from {', '.join(NAMES)}")

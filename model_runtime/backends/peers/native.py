@@ -24,6 +24,8 @@ _NEVER = (1 << 24) - 1
 class NativePeer:
     """See `Peer`."""
 
+    backend_name = "native"
+
     def __init__(self, backend: Any, max_decodes: int) -> None:
         self._backend = backend
         self._max_decodes = max_decodes
@@ -42,6 +44,7 @@ class NativePeer:
             _without_eos(config.model, Path(folder))
             engine = EngineConfig(
                 model=folder,
+                backend=cls.backend_name,
                 device=config.device,
                 dtype=config.dtype,
                 threads=config.threads if config.device == "cpu" else None,
@@ -51,7 +54,7 @@ class NativePeer:
             try:
                 backend = load_backend(engine)
             except (ModelError, ValueError) as error:
-                raise PeerMissing(f"native refuses {config.dtype}: {error}") from error
+                raise PeerMissing(f"{cls.backend_name} refuses {config.dtype}: {error}") from error
         return cls(backend, engine.max_decodes)
 
     def encode(self, documents: Sequence[np.ndarray]) -> None:
