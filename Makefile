@@ -56,8 +56,9 @@ types: $(STAMP)  ## check types
 # A virtual environment whose Python has gone (an upgrade, a moved folder) is made anew. The lock carries
 # setuptools, so the project itself installs without fetching a build environment.
 #
-# TORCH_FIRST: torch brings its own dependencies (none, or CUDA libraries), the lock holds all others: nothing is
+# TORCH_FIRST: torch brings its own dependencies (CUDA libraries, or none), the lock holds all others: nothing is
 # resolved, and of vLLM's dependencies torchvision, torchaudio and torchcodec stay out, whose builds rarely fit torch's.
+# Python compiles what is imported; compiling all of it here would take half the time and 500 MB.
 $(STAMP): $(LOCK) pyproject.toml
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "there is no '$(PYTHON)' here; install Python 3.11 or later, or try: make setup PYTHON=python3.12" >&2; exit 1; }
@@ -65,8 +66,8 @@ $(STAMP): $(LOCK) pyproject.toml
 	  { echo "corpusmill needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1). Try: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "cannot create $(VENV): on Debian and Ubuntu install the package python3-venv first" >&2; exit 1; }
-	$(if $(TORCH_FIRST),$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(LOCK) "$$(grep '^torch==' $(LOCK))")
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_FIRST),--no-deps) -r $(LOCK)
+	$(if $(TORCH_FIRST),$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c $(LOCK) "$$(grep '^torch==' $(LOCK))")
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_FIRST),--no-deps --no-compile) -r $(LOCK)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "ready: $(BIN)/corpusmill --help"

@@ -27,6 +27,7 @@ _REGISTRATION = (
     Pin("vllm:ModelRegistry.register_model", "registration", takes=("model_arch", "model_cls")),
     Pin("vllm.model_executor.models.config:MODELS_CONFIG_MAP.__setitem__", "registration"),
     Pin("vllm.transformers_utils.config:_CONFIG_REGISTRY.__setitem__", "registration"),
+    Pin("vllm.tokenizers.registry:TokenizerRegistry.tokenizers.__setitem__", "registration"),
     Pin("vllm.renderers.registry:RENDERER_REGISTRY.renderers.__setitem__", "registration"),
     # A renderer is found by what this says of a model: its config's type, for one that is registered.
     Pin("vllm.renderers.registry:RENDERER_REGISTRY.load_renderer_cls", "registration", takes=("renderer_mode",)),
@@ -61,7 +62,7 @@ _DOCUMENTS = (
     Pin("vllm.multimodal:MULTIMODAL_REGISTRY"),
     Pin("vllm.multimodal:MULTIMODAL_REGISTRY.register_processor", takes=("processor", "info", "dummy_inputs")),
     Pin("vllm.multimodal.inputs:MultiModalFieldConfig"),
-    Pin("vllm.multimodal.inputs:MultiModalFieldConfig.batched", takes=("modality",)),
+    Pin("vllm.multimodal.inputs:MultiModalFieldConfig.batched", takes=("modality", "keep_on_cpu")),
     Pin("vllm.multimodal.inputs:MultiModalKwargsItems.get"),
     Pin("vllm.multimodal.inputs:MultiModalFieldElem", has=("data",)),
     Pin("vllm.multimodal.inputs:MultiModalFeatureSpec", has=("mm_position",)),
@@ -116,7 +117,7 @@ _MODEL = (
         has=("impl", "kv_cache", "layer_name"),
     ),
     Pin("vllm.model_executor.layers.attention:Attention.forward", takes=("query", "key", "value")),
-    Pin("vllm.platforms:current_platform.is_cpu"),
+    Pin("vllm.platforms:current_platform", has=("is_cpu", "device_type")),
     Pin(f"{_ATTENTION}.selector:get_attn_backend", takes=("head_size", "dtype", "kv_cache_dtype")),
     Pin(f"{_ATTENTION}.backend:AttentionBackend", has=("get_builder_cls", "get_impl_cls")),
     Pin(
@@ -132,6 +133,7 @@ _MODEL = (
 _CPU = (
     Pin(f"{_BACKENDS}.cpu_attn:CPUAttentionBackend.get_impl_cls", "cpu"),
     Pin(f"{_BACKENDS}.cpu_attn:CPUAttentionBackend.get_builder_cls", "cpu"),
+    Pin(f"{_BACKENDS}.cpu_attn:CPUAttentionBackend.get_supported_head_sizes", "cpu"),
     # Or a document's rows would have to run through the layers to be stored.
     Pin(f"{_BACKENDS}.cpu_attn:CPUAttentionBackend.forward_includes_kv_cache_update", "cpu", equals=(False,)),
     Pin(
@@ -170,15 +172,78 @@ _CUDA = (
 )
 
 _ENGINE = (
-    Pin("vllm:EngineArgs", "engine"),
-    Pin("vllm:SamplingParams", "engine"),
+    Pin(
+        "vllm:EngineArgs",
+        "engine",
+        takes=(
+            *("model", "dtype", "skip_tokenizer_init", "generation_config", "enforce_eager", "max_model_len"),
+            *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "enable_prefix_caching"),
+            *("limit_mm_per_prompt", "mm_processor_cache_gb", "disable_log_stats", "use_tqdm_on_load"),
+            "worker_extension_cls",
+        ),
+    ),
+    Pin(
+        "vllm:SamplingParams",
+        "engine",
+        takes=(
+            *("max_tokens", "temperature", "top_k", "top_p", "seed", "repetition_penalty", "stop_token_ids"),
+            *("ignore_eos", "logprobs", "flat_logprobs", "detokenize", "output_kind"),
+        ),
+    ),
+    Pin("vllm.sampling_params:RequestOutputKind", "engine", has=("DELTA", "FINAL_ONLY")),
+    Pin("vllm.outputs:RequestOutput", "engine", has=("request_id", "outputs", "finished")),
+    Pin("vllm.outputs:CompletionOutput", "engine", has=("token_ids", "cumulative_logprob", "finish_reason")),
+    Pin("vllm.v1.engine.exceptions:EngineDeadError", "engine"),
+    Pin("vllm.v1.engine.llm_engine:LLMEngine", "engine", has=("vllm_config", "engine_core")),
     Pin("vllm.v1.engine.llm_engine:LLMEngine.from_engine_args", "engine", takes=("engine_args",)),
     Pin("vllm.v1.engine.llm_engine:LLMEngine.add_request", "engine", takes=("request_id", "prompt", "params")),
     Pin("vllm.v1.engine.llm_engine:LLMEngine.has_unfinished_requests", "engine"),
     Pin("vllm.v1.engine.llm_engine:LLMEngine.step", "engine"),
     Pin("vllm.v1.engine.llm_engine:LLMEngine.abort_request", "engine", takes=("request_ids",)),
-    Pin("vllm.v1.engine.llm_engine:LLMEngine.collective_rpc", "engine", takes=("method",)),
+    Pin("vllm.v1.engine.llm_engine:LLMEngine.collective_rpc", "engine", takes=("method", "args")),
     Pin("vllm.v1.engine.llm_engine:LLMEngine.apply_model", "engine", takes=("func",)),
 )
 
-PINS: tuple[Pin, ...] = (*_REGISTRATION, *_CONFIGURATION, *_DOCUMENTS, *_MODEL, *_CPU, *_CUDA, *_ENGINE)
+_RENDERER = (
+    Pin(
+        "vllm.renderers.base:BaseRenderer", "renderer", takes=("config", "tokenizer"), has=("_executor", "model_config")
+    ),
+    Pin("vllm.renderers.base:BaseRenderer.default_chat_tok_params", "renderer"),
+    Pin("vllm.renderers.base:BaseRenderer.tokenize_prompt", "renderer", takes=("prompt", "params")),
+    Pin("vllm.renderers.base:BaseRenderer.tokenize_prompt_async", "renderer", takes=("prompt", "params")),
+    Pin("vllm.renderers.base:BaseRenderer.render_messages", "renderer", takes=("messages", "params")),
+    Pin("vllm.renderers.base:BaseRenderer.render_messages_async", "renderer", takes=("messages", "params")),
+    Pin("vllm.renderers.base:BaseRenderer.render_completion_suffix", "renderer", takes=("prompt", "suffix")),
+    Pin("vllm.renderers.params:ChatParams", "renderer", has=("chat_template_kwargs",)),
+    Pin(
+        "vllm.renderers.params:TokenizeParams",
+        "renderer",
+        has=("max_total_tokens", "truncate_prompt_tokens", "truncation_side", "needs_detokenization"),
+    ),
+    Pin("vllm.tokenizers.hf:get_cached_tokenizer", "renderer", takes=("tokenizer",)),
+    Pin("vllm.utils.async_utils:make_async", "renderer", takes=("func", "executor")),
+    Pin("vllm.multimodal.media:MEDIA_CONNECTOR_REGISTRY.load", "renderer", takes=("kwargs",)),
+    Pin(
+        "vllm.multimodal.media:MediaConnector",
+        "renderer",
+        takes=("media_io_kwargs", "allowed_local_media_path", "allowed_media_domains"),
+    ),
+    Pin("vllm.multimodal.media:MediaConnector.load_from_url", "renderer", takes=("url", "media_io", "fetch_timeout")),
+    Pin(
+        "vllm.multimodal.media:MediaConnector.load_from_url_async",
+        "renderer",
+        takes=("url", "media_io", "fetch_timeout"),
+    ),
+    Pin("vllm.multimodal.media:MediaIO.get_max_bytes", "renderer"),
+    Pin("vllm.multimodal.media:MediaIO.load_bytes", "renderer", takes=("data",)),
+    Pin("vllm.multimodal.media:MediaIO.load_base64", "renderer", takes=("media_type", "data")),
+    Pin("vllm.multimodal.media:MediaIO.load_file", "renderer", takes=("filepath",)),
+    Pin("vllm.multimodal.media:MediaWithBytes", "renderer", has=("original_bytes",)),
+    Pin(
+        "vllm:envs",
+        "renderer",
+        has=("VLLM_MEDIA_CONNECTOR", "VLLM_IMAGE_FETCH_TIMEOUT", "VLLM_MAX_IMAGE_PIXELS"),
+    ),
+)
+
+PINS: tuple[Pin, ...] = (*_REGISTRATION, *_CONFIGURATION, *_DOCUMENTS, *_MODEL, *_CPU, *_CUDA, *_ENGINE, *_RENDERER)

