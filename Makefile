@@ -39,7 +39,7 @@ chaos: $(STAMP)  ## kill a run at random while somebody reads its table, 20 roun
 fuzz: $(STAMP)  ## give every place where foreign data comes in 100,000 hostile inputs (docs/fuzzing.md)
 	$(BIN)/python -m tests.fuzzing --inputs 100000
 
-audit: $(STAMP)  ## look for known vulnerabilities in what requirements.lock names; exit code 75: nobody could be asked
+audit: $(STAMP)  ## look for known vulnerabilities in what the two locks name; exit code 75: nobody could be asked
 	$(BIN)/python .ci/audit.py
 
 lint: $(STAMP)  ## check style and formatting
