@@ -1,4 +1,4 @@
-"""Known vulnerabilities of what requirements.lock names: exit 0 for none, 1 for some, 75 when nobody could be asked.
+"""Known vulnerabilities of what requirements*.lock name: exit 0 for none, 1 for some, 75 when nobody could be asked.
 
 pip-audit lives in build/audit, an environment of its own with the versions of .ci/audit.lock: its packages
 are nothing that a user of the project should have to install. Needs a network, and at most a minute.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-LOCK, TOOL_LOCK = ROOT / "requirements.lock", ROOT / ".ci" / "audit.lock"
+LOCKS, TOOL_LOCK = sorted(ROOT.glob("requirements*.lock")), ROOT / ".ci" / "audit.lock"
 HOME = ROOT / "build" / "audit"
 SECONDS = 60.0
 NOT_DONE = 75
@@ -29,7 +29,8 @@ def main() -> int:
         _install(until)
         report = HOME / "report.json"
         report.unlink(missing_ok=True)
-        asked = [str(HOME / "bin" / "pip-audit"), "--requirement", str(LOCK), "--no-deps", "--disable-pip"]
+        asked = [str(HOME / "bin" / "pip-audit"), *(f"--requirement={lock}" for lock in LOCKS)]
+        asked += ["--no-deps", "--disable-pip"]
         asked += ["--format", "json", "--output", str(report), "--progress-spinner", "off", "--timeout", "10"]
         # 1 stands for vulnerabilities and for trouble alike; the report tells them apart.
         _run(asked, until)
@@ -37,7 +38,7 @@ def main() -> int:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         print(f"audit: NOT DONE ({_reason(error)})")
         return NOT_DONE
-    lines, code = verdict(document, names(LOCK.read_text().splitlines()))
+    lines, code = verdict(document, {name for lock in LOCKS for name in names(lock.read_text().splitlines())})
     print("\n".join(lines))
     return code
 

@@ -1,7 +1,11 @@
-"""What the suite says at its end: how many storage faults it injected; a whole run that injected too few has failed."""
+"""What the suite says at its end: how many storage faults it injected; a whole run that injected too few has failed.
+
+Tests marked `vllm` are left out where vLLM is not installed.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,15 @@ from tests.fault_proxy import INJECTED
 
 LEAST_FAULTS = 500
 _COUNTED = ("test_faults.py", "test_publish_faults.py", "test_lease_faults.py", "test_read_faults.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(
+                    pytest.mark.skip(reason="needs vLLM, which has an environment of its own: make test-vllm")
+                )
 
 
 def _too_few(session: pytest.Session) -> bool:

