@@ -8,6 +8,8 @@ import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from .config import MODEL_TYPE
+
 # Encoder states that are kept, in tokens: a document that is asked for once they are gone is encoded again.
 # `--additional-config '{"t5gemma2_encoder_cache": 500000}'` changes it.
 CACHE_OPTION = "t5gemma2_encoder_cache"
@@ -21,7 +23,10 @@ class T5Gemma2Limits(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """ValueError for float16: T5Gemma 2's activations go beyond its range."""
+        """The plugin's own way from prompts to documents; ValueError for float16, which activations go beyond."""
+        if model_config.tokenizer_mode not in ("auto", "hf", MODEL_TYPE):
+            raise ValueError(f"T5Gemma 2 has a tokenizer mode of its own; leave out {model_config.tokenizer_mode!r}")
+        model_config.tokenizer_mode = MODEL_TYPE
         if model_config.dtype == torch.float16:
             raise ValueError(
                 "T5Gemma 2 does not run in float16: its activations pass 65,504, the largest float16, and turn into "
