@@ -50,6 +50,8 @@ class T5Gemma2Limits(VerifyAndUpdateConfig):
         scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_batched_tokens, longest)
         if not cache.user_specified_block_size:
             cache.block_size = _BLOCK_SIZE
+            # Or a CPU's own 128 would take its place.
+            cache.user_specified_block_size = True
         if vllm_config.load_config.load_format == "auto":
             # Or a folder without safetensors would have its pickles opened.
             vllm_config.load_config.load_format = "safetensors"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from aiohttp import ClientError
 from vllm import envs
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.renderers.base import BaseRenderer
@@ -113,3 +114,6 @@ def _image_named(number: int) -> Iterator[None]:
     # The others are what vLLM's connector raises for a URL that it does not read: as they are, it would answer 5xx.
     except (ValueError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"image {number}: {' '.join(str(error).split())}") from error
+    except (ClientError, OSError) as error:  # of requests too
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"image {number} cannot be fetched: {reason}") from error

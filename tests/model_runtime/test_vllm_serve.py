@@ -193,7 +193,9 @@ def test_too_long_a_text_is_cut_only_when_the_request_says_so(server: Server) ->
     text = "the lazy dog " * 200
     status, answer = server.post("/v1/completions", {"model": "tiny", "prompt": text})
     assert status == 400
-    assert re.match(r"the document is too long: .*\(max_model_len 400 less 1 of the decoder", answer["error"]["message"])
+    assert re.match(
+        r"the document is too long: .*\(max_model_len 400 less 1 of the decoder", answer["error"]["message"]
+    )
     cut = complete(server, text, truncate_prompt_tokens=101)
     assert cut["usage"]["prompt_tokens"] == 101
 
@@ -222,6 +224,7 @@ BAD = {
     "no base64": ([user(TEXT, "data:image/png;base64,é")], "image 1"),
     "not base64": ([user(TEXT, "data:image/png,abc")], "image 1"),
     "a local file": ([user(TEXT, "file:///etc/hostname")], "image 1"),
+    "nobody there": ([user(TEXT, "http://127.0.0.1:1/photo.png")], "image 1 cannot be fetched"),
     "too many images": ([user(TEXT, *[data_url(PICTURES[0])] * 99)], "99 images"),
     "a sound": (
         [{"role": "user", "content": [{"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AA"}}]}],
