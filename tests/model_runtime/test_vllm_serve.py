@@ -193,9 +193,7 @@ def test_too_long_a_text_is_cut_only_when_the_request_says_so(server: Server) ->
     text = "the lazy dog " * 200
     status, answer = server.post("/v1/completions", {"model": "tiny", "prompt": text})
     assert status == 400
-    assert re.match(
-        r"the document is too long: .*\(max_model_len 400 less 1", answer["error"]["message"]
-    )
+    assert re.match(r"the document is too long: .*\(max_model_len 400 less 1", answer["error"]["message"])
     cut = complete(server, text, truncate_prompt_tokens=101)
     assert cut["usage"]["prompt_tokens"] == 101
 
