@@ -81,6 +81,13 @@ def open_image(data: bytes, *, max_pixels: int) -> Image.Image:
         ) from error
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as RGB, turned as its EXIF block says; transparency lies on white."""
+    turn = _TURNS.get(_orientation(image))
+    rgb = _to_rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
 def image_array(image: Image.Image, size: int) -> np.ndarray:
     """`image` (RGB) resized to size × size without keeping its aspect: [3, size, size] uint8.
 
@@ -128,9 +135,7 @@ def _decode(data: bytes, kind: str, max_pixels: int) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=[kind]) as image:
         _check_size(image.size, max_pixels)
         image.load()
-        turn = _TURNS.get(_orientation(image))
-        rgb = _to_rgb(image)
-    return rgb if turn is None else rgb.transpose(turn)
+        return upright_rgb(image)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

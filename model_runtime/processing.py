@@ -69,6 +69,11 @@ class Processor:
         return self._config.image_std
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer itself; special tokens that a text spells are characters to it."""
+        return self._tokenizer
+
+    @property
     def bos_id(self) -> int:
         """First token of the encoder's and of the decoder's ids."""
         return self._config.bos_id
@@ -79,9 +84,18 @@ class Processor:
         return self._config.eos_ids
 
     @property
+    def pad_id(self) -> int:
+        """Fills up what is shorter than the rest of its batch."""
+        return self._config.pad_id
+
+    @property
     def max_positions(self) -> int:
         """Longest encoder input that the model was built for, in tokens."""
         return self._config.max_input_tokens
+
+    def token(self, token_id: int) -> str | None:
+        """How the vocabulary spells a token; None when it has none of that id."""
+        return self._tokenizer.id_to_token(token_id)
 
     def encode_text(self, text: str) -> list[int]:
         """`text` as plain characters: no BOS or EOS, and never a reserved id, whatever the text spells.

@@ -30,6 +30,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
     from vllm.transformers_utils.config import _CONFIG_REGISTRY
 
     from .config import MODEL_TYPE, T5Gemma2VllmConfig
@@ -39,4 +40,5 @@ def register() -> None:
     MODELS_CONFIG_MAP[ARCHITECTURE] = T5Gemma2Limits
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, f"{__name__}.model:{ARCHITECTURE}")
+    TokenizerRegistry.tokenizers[MODEL_TYPE] = (f"{__name__}.tokenizer", "T5Gemma2Tokenizer")
     RENDERER_REGISTRY.renderers[MODEL_TYPE] = (f"{__name__}.renderer", "T5Gemma2Renderer")

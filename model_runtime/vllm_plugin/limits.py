@@ -8,6 +8,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from .config import MODEL_TYPE
 from .worker import EXTENSION
 
 # Encoder states that are kept, in tokens: a document that is asked for once they are gone is encoded again.
@@ -23,7 +24,10 @@ class T5Gemma2Limits(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        """ValueError for float16: T5Gemma 2's activations go beyond its range."""
+        """The plugin's own way from prompts to documents; ValueError for float16, which activations go beyond."""
+        if model_config.tokenizer_mode not in ("auto", "hf", MODEL_TYPE):
+            raise ValueError(f"T5Gemma 2 has a tokenizer mode of its own; leave out {model_config.tokenizer_mode!r}")
+        model_config.tokenizer_mode = MODEL_TYPE
         if model_config.dtype == torch.float16:
             raise ValueError(
                 "T5Gemma 2 does not run in float16: its activations pass 65,504, the largest float16, and turn into "
@@ -47,6 +51,8 @@ class T5Gemma2Limits(VerifyAndUpdateConfig):
         scheduler.max_num_encoder_input_tokens = max(scheduler.max_num_batched_tokens, longest)
         if not cache.user_specified_block_size:
             cache.block_size = _BLOCK_SIZE
+            # Or a CPU's own 128 would take its place.
+            cache.user_specified_block_size = True
         if not parallel.worker_extension_cls:
             parallel.worker_extension_cls = EXTENSION
         if vllm_config.load_config.load_format == "auto":
