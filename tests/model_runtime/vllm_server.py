@@ -26,7 +26,7 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
 }
-_START_S, _ANSWER_S = 240, 60
+_START_S, _ANSWER_S = 400, 60
 
 
 def environment(folder: Path) -> dict[str, str]:
