@@ -21,8 +21,8 @@ bench: $(STAMP)  ## measure speed against every peer and append it to docs/bench
 model: $(STAMP)  ## train the demo's model anew, below build/demo-model (hours)
 	$(BIN)/python -m jobs.demo.train --dir build/demo-model
 
-test: $(STAMP)  ## run the tests; with CI=1 (as .ci/run) the slow ones too
-	$(BIN)/python -m pytest $(if $(CI),,-m "not slow")
+test: $(STAMP)  ## run the tests, two processes side by side; with CI=1 (as .ci/run) the slow ones too
+	$(BIN)/python -m tests $(if $(CI),,-m "not slow")
 
 chaos: $(STAMP)  ## kill a run at random while somebody reads its table, 20 rounds (half an hour; docs/testing.md)
 	$(BIN)/python -m tests.chaos --rounds 20
