@@ -20,12 +20,12 @@ import pytest
 
 Lanes = dict[str, tuple[str, ...]]
 ROOT = Path(__file__).resolve().parents[1]
-# What stands in no other lane is the last one's. The tests that start Ray share one: a node has half a minute to start,
-# which two of them at a time might miss. So do those that inject storage faults, whose number is counted.
+# What stands in no other lane is the last one's. Nearly all tests that start Ray share one: a node has half a minute to
+# start, which two of them at a time might miss. So do those that inject storage faults, whose number is counted.
 LANES: Lanes = {
     "ray": (
         "tests/pipelines", "tests/infra", "tests/chaos", "tests/jobs/test_ray_job.py", "tests/jobs/test_demo.py",
-        "tests/jobs/test_demo_training.py", "tests/jobs/test_benchmark.py",
+        "tests/jobs/test_demo_training.py",
     ),
     "others": ("tests",),
 }  # fmt: skip

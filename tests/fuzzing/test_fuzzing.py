@@ -12,7 +12,7 @@ from .runner import FOUND, Report, replay, run
 from .surface import Escaped, Surface, answered, honest, line
 
 # `make fuzz` runs a hundred thousand.
-_INPUTS = 4_000 if os.environ.get("CI") else 1_200
+_INPUTS = 8_000 if os.environ.get("CI") else 2_400
 # Of each surface: neither nearly all inputs harmless nor nearly all refused at the door.
 _LEAST_ACCEPTED = 0.05
 
