@@ -20,15 +20,22 @@ import pytest
 
 Lanes = dict[str, tuple[str, ...]]
 ROOT = Path(__file__).resolve().parents[1]
+_RAY_PIPELINES = (
+    "bad_input", "evaluate_job", "examples", "feed", "finetune", "incremental", "no_secrets", "planning", "poison",
+    "run_again", "run_ends", "run_on_s3", "run_through_faults", "thousand_documents", "verify_run",
+)  # fmt: skip
 # What stands in no other lane is the last one's. Nearly all tests that start Ray share one: a node has half a minute to
-# start, which two of them at a time might miss. So do those that inject storage faults, whose number is counted.
+# start, which two of them at a time might miss. Those that inject storage faults share one, which counts them.
 LANES: Lanes = {
     "ray": (
-        "tests/pipelines", "tests/infra", "tests/chaos", "tests/jobs/test_ray_job.py", "tests/jobs/test_demo.py",
+        "tests/chaos",
+        "tests/jobs/test_demo.py",
         "tests/jobs/test_demo_training.py",
+        "tests/jobs/test_ray_job.py",
+        *(f"tests/pipelines/test_{name}.py" for name in _RAY_PIPELINES),
     ),
     "others": ("tests",),
-}  # fmt: skip
+}
 _CLOSING = re.compile(r"\b\d+ [a-z]+(, \d+ [a-z]+)* in [\d.]+s\b")
 _ORDER = ("failed", "errors", "passed", "skipped")
 _PATIENCE_SECONDS = 60

@@ -21,19 +21,25 @@ def lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[st
     return {"some": (str(tmp_path / "some"),), "others": (str(tmp_path),)}
 
 
+def files_of(name: str) -> list[Path]:
+    where = places(LANES)[name]
+    ignored = {ROOT / path.removeprefix("--ignore=") for path in where if path.startswith("--ignore=")}
+    found = [ROOT / path for path in where if not path.startswith("--")]
+    files = [file for path in found for file in (path.rglob("test_*.py") if path.is_dir() else [path])]
+    return [file for file in files if not ignored & {file, *file.parents}]
+
+
 def test_each_test_file_is_in_one_lane() -> None:
-    found: list[Path] = []
-    for where in places(LANES).values():
-        ignored = [ROOT / path.removeprefix("--ignore=") for path in where if path.startswith("--ignore=")]
-        for path in (ROOT / path for path in where if not path.startswith("--")):
-            files = path.rglob("test_*.py") if path.is_dir() else [path]
-            found += [file for file in files if not set(ignored) & {file, *file.parents}]
-    assert sorted(found) == sorted((ROOT / "tests").rglob("test_*.py"))
+    assert sorted([*files_of("ray"), *files_of("others")]) == sorted((ROOT / "tests").rglob("test_*.py"))
+
+
+def test_what_joins_the_shared_ray_is_in_its_lane() -> None:
+    joining = {file for file in (ROOT / "tests" / "pipelines").glob("test_*.py") if "local_ray" in file.read_text()}
+    assert len(joining) > 5 and joining <= set(files_of("ray"))
 
 
 def test_faults_are_counted_in_one_lane() -> None:
-    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py") if path.name in FAULT_TESTS}
-    assert len(folders) > 1 and folders <= {ROOT / path for path in LANES["ray"]}
+    assert set(FAULT_TESTS) <= {file.name for file in files_of("others")}
 
 
 def test_both_run_and_the_last_line_counts_them_together(lanes, capfd) -> None:
