@@ -122,6 +122,9 @@ def main(options: Sequence[str], lanes: Lanes = LANES) -> int:
     # Short, for Unix sockets lie below it. macOS has a long one by default.
     scratch = Path(tempfile.mkdtemp(prefix="cm-", dir="/tmp" if sys.platform == "darwin" else None))
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So started in the background of a shell; what the tests start would ignore it as well.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     running: list[Lane] = []
     statuses = [int(pytest.ExitCode.INTERRUPTED)]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_lanes_share_no_temporary_folder(lanes, tmp_path, monkeypatch) -> None:
     (temporary, ray, base, threads), other = (file.with_suffix(".txt").read_text().split() for file in files)
     assert temporary == ray and base.startswith(f"{temporary}/") and temporary != other[0]
     assert int(threads) >= 1 and not Path(temporary).exists()
+
+
+def test_what_tests_start_can_be_interrupted_in_the_background_too(lanes, tmp_path, monkeypatch) -> None:
+    (tmp_path / "test_others.py").write_text(
+        "import signal\ndef test_good(): assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert main([], lanes) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_counts_are_added_up() -> None:
