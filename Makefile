@@ -24,8 +24,8 @@ bench: $(STAMP)  ## measure speed against every peer and append it to docs/bench
 model: $(STAMP)  ## train the demo's model anew, below build/demo-model (hours)
 	$(BIN)/python -m jobs.demo.train --dir build/demo-model
 
-test: $(STAMP)  ## run the tests; with CI=1 (as .ci/run) the slow ones too
-	$(BIN)/python -m pytest $(if $(CI),,-m "not slow")
+test: $(STAMP)  ## run the tests, two processes side by side; with CI=1 (as .ci/run) the slow ones too
+	$(BIN)/python -m tests $(if $(CI),,-m "not slow")
 
 setup-vllm:  ## create .venv-vllm, where `backend: vllm` runs on a CPU (vLLM needs an environment of its own)
 	@$(MAKE) --no-print-directory setup VENV=$(VENV_VLLM) LOCK=requirements-vllm.lock TORCH_FIRST=1

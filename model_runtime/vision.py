@@ -17,7 +17,8 @@ class VisionEmbeddings(nn.Module):
         super().__init__()
         size, patch = config.hidden_size, config.patch_size
         self.patch_embedding = nn.Conv2d(config.channels, size, kernel_size=patch, stride=patch)
-        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2, size)
+        # Made without values, for they are loaded: filling it at random imports torch's compiler, a second and more.
+        self.position_embedding = nn.Embedding.from_pretrained(torch.empty((config.image_size // patch) ** 2, size))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[images, 3, S, S] → [images, patches, hidden]."""

@@ -13,7 +13,7 @@ import pytest
 from tests.fault_proxy import INJECTED
 
 LEAST_FAULTS = 500
-_COUNTED = ("test_faults.py", "test_publish_faults.py", "test_lease_faults.py", "test_read_faults.py")
+FAULT_TESTS = ("test_faults.py", "test_publish_faults.py", "test_lease_faults.py", "test_read_faults.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +29,7 @@ def _too_few(session: pytest.Session) -> bool:
     """Whether all of the fault tests were asked for, and passed, and yet did not break enough."""
     chosen = session.config.option.keyword or any("::" in argument for argument in session.config.args)
     there = {Path(item.path).name for item in session.items}
-    whole = not chosen and set(_COUNTED) <= there and not session.config.option.collectonly
+    whole = not chosen and set(FAULT_TESTS) <= there and not session.config.option.collectonly
     return whole and session.testsfailed == 0 and INJECTED.total() < LEAST_FAULTS
 
 

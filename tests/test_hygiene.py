@@ -49,7 +49,7 @@ FORBIDDEN = {
     "an AWS access key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"),
     "a GitHub token": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{30,}\b"),
-    "a password in a URL": re.compile(r"\w+://[^\s/:@'\"{}$<>]+:[^\s/:@'\"{}$<>]{12,}@"),
+    "a password in a URL": re.compile(r"\w://[^\s/:@'\"{}$<>]+:[^\s/:@'\"{}$<>]{12,}@"),
     "an unresolved merge": re.compile(r"^(<<<<<<<|>>>>>>>) ", re.MULTILINE),
 }
 

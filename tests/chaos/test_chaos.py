@@ -1,4 +1,4 @@
-"""Two rounds of the chaos test, and that its own checks notice what they are for."""
+"""A round of the chaos test, and that its own checks notice what they are for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_nothing_is_lost_twice_or_different_whatever_is_killed(tmp_path):
-    command = [sys.executable, "-m", "tests.chaos", "--rounds", "2", "--seed", "5", "--json"]
+    command = [sys.executable, "-m", "tests.chaos", "--rounds", "1", "--seed", "5", "--json"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(
         [*command, "--folder", str(tmp_path / "logs")],
@@ -39,9 +39,9 @@ def test_nothing_is_lost_twice_or_different_whatever_is_killed(tmp_path):
     )
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
     summary = json.loads(ended.stdout.splitlines()[-1])
-    assert summary["rounds"] == 2 and not summary["wrong"]
+    assert summary["rounds"] == 1 and not summary["wrong"]
     # How much dies before a round is over depends on the machine; `make chaos` counts what 20 rounds came to.
-    assert summary["kills"] >= 1 and summary["drivers"] >= 2 and summary["looks_with_rows"] > 2
+    assert summary["kills"] >= 1 and summary["drivers"] >= 1 and summary["looks_with_rows"] > 2
     assert (summary["lost"], summary["duplicated"], summary["differing"], summary["failed"]) == (0, 0, 0, 0)
     assert summary["done_before"] == 0
 

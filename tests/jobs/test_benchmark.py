@@ -43,6 +43,7 @@ def figures(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_suite_against_every_peer(folder: Path, tmp_path: Path) -> None:
     peers = "native:float32,transformers-expert:float32,ctranslate2:int8,vllm"
     page, kept = tmp_path / "page.md", tmp_path / "kept.jsonl"
@@ -122,6 +123,7 @@ def test_quality_and_documents_in_flight(folder: Path) -> None:
     assert flight["ceiling"]["kind"] == "best other peer"
 
 
+@pytest.mark.slow
 def test_resume_finds_every_key(folder: Path) -> None:
     made = subprocess.run(command(folder, "--figures", "resume"), capture_output=True, text=True, timeout=300)
     assert made.returncode == 0, made.stderr

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+_LOOK_SECONDS = 0.2
 
 
 class Child:
@@ -33,24 +35,27 @@ class Child:
 
     def wait_for(self, there: Callable[[], object], seconds: float = 90) -> None:
         """Until something is there; the run must still be going on then."""
-        deadline = time.monotonic() + seconds
+        deadline, looked = time.monotonic() + seconds, 0.0
         while not there():
             assert self.process.poll() is None, self.said.read_text()
             assert time.monotonic() < deadline, self.said.read_text()
-            self.look()
+            # Reading all of /proc takes a processor that the run needs.
+            if time.monotonic() - looked > _LOOK_SECONDS:
+                self.look()
+                looked = time.monotonic()
             time.sleep(0.02)
         self.look()
 
     def look(self) -> None:
         """Remember every process that this one started, directly or not."""
-        parents = dict(processes())
-        for process in parents:
-            above, seen = process[0], 0
-            by_pid = {pid: parent for (pid, _), parent in parents.items()}
-            while above in by_pid and above != self.process.pid and seen < 50:
-                above, seen = by_pid[above], seen + 1
-            if above == self.process.pid and process[0] != self.process.pid:
-                self.family.add(process)
+        children: dict[int, list[tuple[int, str]]] = defaultdict(list)
+        for process, parent in processes():
+            children[parent].append(process)
+        pending = [self.process.pid]
+        while pending:
+            below = children.pop(pending.pop(), [])
+            self.family.update(below)
+            pending += [pid for pid, _ in below]
 
     def alive(self) -> set[tuple[int, str]]:
         """Which of them still run, or were started with this child's folder for Ray."""

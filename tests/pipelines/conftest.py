@@ -44,6 +44,8 @@ def local_ray(s3: S3Server) -> Iterator[None]:
 
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    # As a run's own cluster: Ray's 15 would starve these workers beside whatever else computes on this machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()

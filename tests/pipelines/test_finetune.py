@@ -178,9 +178,9 @@ def test_a_worker_that_dies_is_replaced_and_nothing_is_lost(
             killed.append(started[0]["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
-    job = FinetuneSpec.model_validate(document(data, model, tmp_path / "out", training={"steps": 40}))
+    job = FinetuneSpec.model_validate(document(data, model, tmp_path / "out", training={"steps": 20}))
     report = finetune(job, plan(job), on_event=kill_once)
-    assert killed and len(report.history.loss) == 40
+    assert killed and len(report.history.loss) == 20
     assert [figures["step"] for figures in started] == [0, started[1]["step"]]
     assert started[1]["step"] >= 3, "it goes on from a checkpoint"
     # The first steps are those of the uninterrupted run, but for the course of the learning rate.

@@ -76,6 +76,7 @@ def opened(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_each_night_makes_only_what_is_new(tmp_path, model, opened):
     rows = documents(24)

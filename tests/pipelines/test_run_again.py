@@ -51,6 +51,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("again")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_only_what_is_missing_is_made(folder, model):
     rows = documents(12)
