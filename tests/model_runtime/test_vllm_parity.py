@@ -5,6 +5,8 @@ The whole of it, 200 documents for each shape and mode: `python -m tests.model_r
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +16,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make setup-vllm")
 
-from model_runtime import Request
+from model_runtime import Request, Sampling
 from tests.checkpoints import Shape, cached_checkpoint
-from tests.model_runtime.oracle import Expected
-from tests.model_runtime.vllm_parity import MODES, SHAPES, Run, differing, documents, expected_of, run
+from tests.model_runtime.oracle import Expected, Oracle, long_states, make_request
+from tests.model_runtime.test_parity_long import LONG
+from tests.model_runtime.vllm_parity import MODES, SHAPES, Mode, Run, differing, documents, expected_of, run
 
 pytestmark = pytest.mark.vllm
 
@@ -102,3 +105,18 @@ def test_compiled() -> None:
 def test_engine_in_a_process_of_its_own() -> None:
     asked, got = made("window-33", "own-process")
     assert got.counts["encodes"] >= len(asked.requests)
+
+
+def test_a_document_of_32768_tokens_takes_no_memory_of_its_length_squared() -> None:
+    shape = dataclasses.replace(LONG, name="long-vllm", head_dim=32)
+    folder, tokens = cached_checkpoint(shape), 32_768
+    sampling = [Sampling(max_tokens=8)] * 2
+    long = make_request(shape, random.Random(0), "long", tokens=tokens, images=2, prefixes=[0, 7], sampling=sampling)
+    oracle = Oracle(folder)
+    expected = {one.key: one for one in oracle.greedy(long, long_states(oracle, long))}
+    got = run(folder, shape, [long], Mode(engine={"max_model_len": tokens + 100}))
+    assert differing(expected, got) == []
+    assert got.counts["encodes"] == 1
+    print(f"{tokens} tokens: {got.peak_bytes / 2**20:,.0f} MiB above the loaded engine")
+    # A float32 mask of tokens by tokens alone takes 4 GiB.
+    assert got.peak_bytes < tokens**2 / 2

@@ -67,11 +67,12 @@ class Got:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """All decodes by key, what was encoded, and how often a request was put back."""
+    """All decodes by key, what was encoded, how often a request was put back, and the most memory above the start."""
 
     got: dict[str, Got]
     counts: dict[str, float]
     preemptions: int
+    peak_bytes: int
     seconds: float
 
 
@@ -169,6 +170,7 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
     asks = [(request, decode) for request in requests for decode in request.decodes]
     if mode.shuffled:
         random.Random(5).shuffle(asks)
+    before = _peak()
     started = time.perf_counter()
     for request, decode in asks:
         document = {"input_ids": request.input_ids, "pixel_values": request.pixel_values}
@@ -195,7 +197,14 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
                 )
     seconds = time.perf_counter() - started
     [counts] = engine.collective_rpc("t5gemma2_counts")
-    return Run(got=got, counts=counts, preemptions=_preemptions(engine), seconds=seconds)
+    grown = _peak() - before
+    return Run(got=got, counts=counts, preemptions=_preemptions(engine), peak_bytes=grown, seconds=seconds)
+
+
+def _peak() -> int:
+    """The largest resident set of this process so far, in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 def _token_bytes(shape: Shape) -> int:
@@ -257,6 +266,7 @@ def summary(
         "furthest_logprob": max(abs(made.got[key].logprob - one.logprob) for key, one in expected.items()),
         "smallest_lead_of_a_wrong_one": min((expected[key].gap for key in bad), default=None),
         "preemptions": made.preemptions,
+        "peak_mib": made.peak_bytes >> 20,
         "cached_tokens": sum(one.cached for one in made.got.values()),
         "seconds": round(made.seconds, 1),
         **{key: round(value, 3) for key, value in made.counts.items()},
