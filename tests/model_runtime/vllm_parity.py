@@ -197,8 +197,10 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
                 )
     seconds = time.perf_counter() - started
     [counts] = engine.collective_rpc("t5gemma2_counts")
-    grown = _peak() - before
-    return Run(got=got, counts=counts, preemptions=_preemptions(engine), peak_bytes=grown, seconds=seconds)
+    grown, preemptions = _peak() - before, _preemptions(engine)
+    # Its own process, if it has one, ends before this one may.
+    engine.engine_core.shutdown()
+    return Run(got=got, counts=counts, preemptions=preemptions, peak_bytes=grown, seconds=seconds)
 
 
 def _peak() -> int:
