@@ -64,7 +64,7 @@ class VllmBackend:
         """The counts so far; `occupancy` over all of vLLM's steps, those that wrote documents among them."""
         now = time.monotonic()
         if not self._inside or now - self._counted > _COUNTS_SECONDS:
-            [self._counts] = self._engine.collective_rpc("t5gemma2_counted")
+            [self._counts] = self._engine.collective_rpc("t5gemma2_counts")
             self._counted = now
         encode_seconds = self._counts["encode_seconds"]
         slots = self._steps * self._max_decodes

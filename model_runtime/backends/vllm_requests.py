@@ -42,7 +42,7 @@ class Document:
         digest = hashlib.blake2b(self.ids.astype("<i8").tobytes(), digest_size=16)
         if self.pixels is not None:
             digest.update(f"{self.pixels.dtype}{tuple(self.pixels.shape)}".encode())
-            digest.update(self.pixels.contiguous().view(torch.uint8).numpy())
+            digest.update(self.pixels.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def prompt(self, decode: Decode, bos_id: int) -> dict[str, Any]:
@@ -91,7 +91,9 @@ def check_sampling(decode: Decode) -> RequestError | None:
     temperature = decode.sampling.temperature
     if temperature <= HIGHEST_TEMPERATURE:
         return None
-    return RequestError(ErrorCode.BAD_ROW, f"temperature {temperature:g}; vLLM samples at {HIGHEST_TEMPERATURE:g} at most")
+    return RequestError(
+        ErrorCode.BAD_ROW, f"temperature {temperature:g}; vLLM samples at {HIGHEST_TEMPERATURE:g} at most"
+    )
 
 
 @dataclass(slots=True, eq=False)
@@ -100,7 +102,7 @@ class Flight:
 
     decode: Decode
     document: Document
-    eos_ids: frozenset[int]
+    eos_ids: tuple[int, ...]
     stop: StopChecker | None
     tokens: list[int] = field(default_factory=list)
     logprob: float = 0.0
