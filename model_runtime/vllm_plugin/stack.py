@@ -68,7 +68,7 @@ class StackLayer(nn.Module):
 
 
 def _quarantined(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [T, ...] as they may enter the cache: of a row that holds no finite numbers, the keys alone say so.
+    """Keys and values [T, ...] as they may enter the cache: of a row without finite numbers the keys alone say so.
 
     vLLM's CPU attention multiplies by 0 the values that stand behind a sequence's end, left there by whoever had the
     block before: with NaNs among them every later request of that block would be lost too. Other kernels skip them.

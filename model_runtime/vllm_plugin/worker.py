@@ -29,7 +29,7 @@ class T5Gemma2Worker:
         """
         if owner != os.getpid():
             threading.Thread(target=_watch, args=(owner,), name="owner-watch", daemon=True).start()
-        batch = getattr(self.model_runner, "input_batch", None)
+        batch: Any = getattr(self.model_runner, "input_batch", None)
         if self.model_runner.device.type == "cpu" and isinstance(getattr(batch, "generators", None), dict):
             batch.generators = SeededStreams(batch)
 
