@@ -22,8 +22,12 @@ def load_backend(config: EngineConfig) -> Backend:
             from .backends.transformers import TransformersBackend
 
             return TransformersBackend.load(config)
+        case "vllm":
+            from .backends.vllm import VllmBackend
+
+            return VllmBackend.load(config)
         case other:
-            raise ModelError(f"backend {other!r} is not known; choose native or transformers")
+            raise ModelError(f"backend {other!r} is not known; choose native, transformers or vllm")
 
 
 def _choose_waiting(shares_cores: bool) -> None:

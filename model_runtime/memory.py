@@ -51,7 +51,7 @@ def cache_budget(model: T5Gemma2, config: EngineConfig) -> Budget:
         free, pass_token_bytes = _measure(model, config)
         cache_bytes = free if cache_bytes is None else cache_bytes
     elif cache_bytes is None:
-        cache_bytes = int(available_bytes() * _CPU_SHARE)
+        cache_bytes = cpu_cache_bytes()
     return Budget(
         batch_tokens=config.max_batch_tokens,
         decodes=config.max_decodes,
@@ -61,6 +61,11 @@ def cache_budget(model: T5Gemma2, config: EngineConfig) -> Budget:
         step_tokens=_CUDA_STEP_TOKENS if on_cuda else _CPU_STEP_TOKENS,
         pass_token_bytes=pass_token_bytes,
     )
+
+
+def cpu_cache_bytes(not_loaded: int = 0) -> int:
+    """The share of free memory for keys and values on a CPU; `not_loaded`: bytes of weights that will come beside."""
+    return max(0, int((available_bytes() - not_loaded) * _CPU_SHARE))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,7 +22,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, key: str, prompt_ids: Sequence[int]) -> None:
         self._sampling = sampling
-        self._random = random.Random(_stream_seed(sampling.seed, key))
+        self._random = random.Random(stream_seed(sampling.seed, key))
         self._seen = set(prompt_ids) if sampling.repetition_penalty != 1.0 else None
         # Drawn and not used: a choice that fails half-way takes the same number when it is made again.
         self._drawn: float | None = None
@@ -85,6 +85,7 @@ def non_finite() -> RequestError:
     return RequestError(ErrorCode.NON_FINITE, "the model's logits are not finite numbers for this input")
 
 
-def _stream_seed(seed: int, key: str) -> int:
+def stream_seed(seed: int, key: str) -> int:
+    """Where the stream of the decode `key` starts: 64 bits, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little")

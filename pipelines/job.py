@@ -12,6 +12,7 @@ from workers.conditions import Condition
 from workers.tasks import LimitsSpec, TaskSpec
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+_VLLM_TEMPERATURE = 2.0
 
 
 class ModelSpec(BaseModel):
@@ -21,7 +22,7 @@ class ModelSpec(BaseModel):
 
     path: str = Field(min_length=1)
     revision: str | None = None
-    backend: Literal["native", "transformers"] = "native"
+    backend: Literal["native", "transformers", "vllm"] = "native"
     dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     max_batch_tokens: int = Field(default=8192, ge=256)
@@ -117,6 +118,16 @@ class JobSpec(BaseModel):
     def _task_names_are_unique(self) -> JobSpec:
         if twice := named_twice(task.name for task in self.tasks):
             raise ValueError(f"two tasks are named {twice}; a task's name is its folder in the table")
+        return self
+
+    @model_validator(mode="after")
+    def _backend_samples_so(self) -> JobSpec:
+        for task in self.tasks:
+            if self.model.backend == "vllm" and task.temperature > _VLLM_TEMPERATURE:
+                raise ValueError(
+                    f"task {task.name}: temperature {task.temperature:g}; the vllm backend samples at "
+                    f"{_VLLM_TEMPERATURE:g} at most"
+                )
         return self
 
     @property

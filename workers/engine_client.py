@@ -30,8 +30,9 @@ _MODULE = "workers.engine_process"
 # Loading may read tens of gigabytes from a slow disk and compile kernels.
 _LOADING = 3.0
 # Seconds that a step may take for each token of a pass or of the longest document, beside what any may. A native step
-# is a slice of a pass; the reference backend's is a whole document, 128K tokens of which take hours on a CPU.
-_TOKEN_SECONDS = {"native": 0.02, "transformers": 0.1}
+# is a slice of a pass; the reference backend's is a whole document, 128K tokens of which take hours on a CPU; vLLM's
+# encodes whole documents too.
+_TOKEN_SECONDS = {"native": 0.02, "transformers": 0.1, "vllm": 0.1}
 # Limits are halved at most so often: 2 rows of 64 are left, packs of 256 tokens.
 _MOST_HALVINGS = 5
 

@@ -124,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dir", type=Path, default=Path("build/demo-quality"), help="where corpus, table and scores go"
     )
-    parser.add_argument("--backend", choices=("native", "transformers"), default="native")
+    parser.add_argument("--backend", choices=("native", "transformers", "vllm"), default="native")
     parser.add_argument("--seed", type=int, default=SEED, help="of the world that is measured on")
     parser.add_argument("--reports", type=int, default=500)
     parser.add_argument("--long-reports", type=int, default=100, help="of 900 to 1,000 words, besides")

@@ -23,6 +23,14 @@ class T5Gemma2VllmConfig(PretrainedConfig):
         settings["is_encoder_decoder"] = False
         super().__init__(**settings)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A process that vLLM starts gets its config before it looks the model up; from a checkout that is not installed
+        # no entry point has told it of this plugin.
+        from . import register
+
+        register()
+        self.__dict__.update(state)
+
     def get_text_config(self, *_: Any, **__: Any) -> PretrainedConfig:
         """The decoder's sizes, the only ones that vLLM plans by; ValueError names a key that cannot be used."""
         # PretrainedConfig looks at bare instances of its classes too.

@@ -64,8 +64,13 @@ class EncoderHalf(nn.Module):
         for pack in _packs(requests):
             # Clones: a slice would keep its whole pack alive for as long as one document is cached.
             states = self._run(pack)
-            out += [one.clone() for one in states] if len(states) > 1 else states
             self.counts.passes += 1
+            if len(pack) > 1 and not all(bool(one.isfinite().all()) for one in states):
+                # One of them is not finite, and has taken its neighbours along: each alone.
+                out += [self._run([one])[0] for one in pack]
+                self.counts.passes += len(pack)
+                continue
+            out += [one.clone() for one in states] if len(states) > 1 else states
         self.counts.encodes += len(requests)
         self.counts.encoder_tokens += sum(len(states) for states in out)
         self.counts.encode_seconds += time.perf_counter() - started

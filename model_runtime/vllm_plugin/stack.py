@@ -50,7 +50,8 @@ class StackLayer(nn.Module):
         q, k, v = self.qkv_proj(normed).split(self.sizes, dim=-1)
         q = rotate(self.q_norm(q.unflatten(-1, (self.heads, self.head_dim))), *rope)
         k = rotate(self.k_norm(k.unflatten(-1, (self.kv_heads, self.head_dim))), *rope)
-        attended = self.attn(q.flatten(1), k.flatten(1), v.contiguous())
+        k, v = _quarantined(k.flatten(1), v.contiguous())
+        attended = self.attn(q.flatten(1), k, v)
         x = x_TE + self.post_self_attn_layernorm(self.o_proj(attended))
         gate, up = self.gate_up_proj(self.pre_feedforward_layernorm(x)).chunk(2, dim=-1)
         x = x + self.post_feedforward_layernorm(self.down_proj(self.activation(gate) * up))
@@ -62,8 +63,21 @@ class StackLayer(nn.Module):
         bias = self.qkv_proj.bias
         kv = F.linear(states_NE, self.qkv_proj.weight[first:], None if bias is None else bias[first:])
         shaped = kv.view(-1, 2, self.kv_heads, self.head_dim)
-        k, v = self.k_norm(shaped[:, 0]), shaped[:, 1].contiguous()
+        k, v = _quarantined(self.k_norm(shaped[:, 0]), shaped[:, 1].contiguous())
         self.attn.impl.do_kv_cache_update(self.attn, k, v, self.attn.kv_cache, slots_N)  # type: ignore[attr-defined]
+
+
+def _quarantined(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [T, ...] as they may enter the cache: of a row without finite numbers the keys alone say so.
+
+    vLLM's CPU attention multiplies by 0 the values that stand behind a sequence's end, left there by whoever had the
+    block before: with NaNs among them every later request of that block would be lost too. Other kernels skip them.
+    """
+    if not v.is_cpu:
+        return k, v
+    finite_T = v.flatten(1).sum(-1).isfinite()
+    finite = finite_T.view(-1, *[1] * (v.ndim - 1))
+    return torch.where(finite, k, torch.nan), torch.where(finite, v, 0)
 
 
 @support_torch_compile(dynamic_arg_dims={"x_TE": 0, "positions_T": 0, "is_document_T": 0})

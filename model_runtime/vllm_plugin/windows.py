@@ -31,6 +31,7 @@ class _Beyond:
     rows: slice
     blocks: Tensor
     mask: Tensor  # additive, [rows, keys in those blocks]
+    written: int  # of those keys; behind them stands what an earlier request has left, which may be no numbers
 
 
 class WindowedCpuImpl(CPUAttentionBackendImpl):
@@ -64,6 +65,8 @@ class WindowedCpuImpl(CPUAttentionBackendImpl):
             picked = pages[part.blocks]
             keys_KND = _tokens(picked[..., :half], layout.keys)
             values_KND = _tokens(picked[..., half:], layout.values)
+            keys_KND[:, part.written :] = 0
+            values_KND[:, part.written :] = 0
             output[part.rows] = self._attend(query[part.rows], keys_KND, values_KND, part.mask)
         return output
 
@@ -106,7 +109,8 @@ def _rows_beyond(metadata: Any, block: int, dtype: torch.dtype) -> list[_Beyond]
         at_N = (numbers[:, None] * block + torch.arange(block)).flatten()
         q_T1 = torch.arange(oldest, newest + 1)[:, None]
         allowed = (at_N <= q_T1) & ((at_N < prefix) | (q_T1 - at_N < window))
-        out.append(_Beyond(rows, metadata.block_table[request, numbers].long(), additive_mask(allowed, dtype)))
+        blocks = metadata.block_table[request, numbers].long()
+        out.append(_Beyond(rows, blocks, additive_mask(allowed, dtype), int((at_N <= newest).sum())))
     return out
 
 

