@@ -76,7 +76,8 @@ def sampling_params(decode: Decode, model: ModelConfig) -> Any:
         top_p=sampling.top_p,
         repetition_penalty=sampling.repetition_penalty,
         seed=stream_seed(sampling.seed, decode.key) & _SEEDS,
-        stop_token_ids=list(model.eos_ids),
+        # vLLM refuses one beyond the vocabulary, which nothing produces.
+        stop_token_ids=[token for token in model.eos_ids if token < model.decoder.vocab_size],
         ignore_eos=True,
         detokenize=False,
         # The sampled token's alone, under the model's own distribution.
