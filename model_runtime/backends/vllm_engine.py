@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ _ENVIRONMENT = {
 }
 # A document's last N mod block_size rows are computed again for each of its decodes.
 _BLOCK_SIZE = 32
+_LOOK_SECONDS = 0.2
 # Nothing is compiled on a CPU: vLLM would have a C++ compiler make a rank that nobody reads, for ten seconds.
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
 
@@ -56,8 +59,24 @@ def start_engine(config: EngineConfig, folder: Path, model: ModelConfig) -> Any:
         raise ModelError(f"{folder} cannot be loaded by vLLM: {_last_line(error)}") from error
     if engine.vllm_config.model_config.max_model_len <= 2:
         raise ModelError("vLLM's cache holds not even one token: give it more memory (cache_bytes)")
+    core = engine.engine_core
+    if hasattr(core, "outputs_queue"):  # in a process of its own
+        waited_for = (core.resources, core.outputs_queue, core.utility_results)
+        threading.Thread(target=_tell_of_death, args=waited_for, name="vllm-death", daemon=True).start()
     engine.collective_rpc("t5gemma2_begin", args=(os.getpid(),))
     return engine
+
+
+def _tell_of_death(resources: Any, outputs: Any, calls: dict[Any, Any]) -> None:
+    """vLLM notices the death of its engine process, and leaves whoever waits for outputs or an answer waiting."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    while not resources.engine_dead:
+        time.sleep(_LOOK_SECONDS)
+    outputs.put(EngineDeadError())
+    for call in list(calls.values()):
+        if not call.done():
+            call.set_exception(EngineDeadError())
 
 
 def stop_engine(engine: Any) -> None:

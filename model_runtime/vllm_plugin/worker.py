@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -28,7 +30,7 @@ class T5Gemma2Worker:
         And let seeded requests be computed in chunks on a CPU, see SeededStreams.
         """
         if owner != os.getpid():
-            threading.Thread(target=_watch, args=(owner,), name="owner-watch", daemon=True).start()
+            threading.Thread(target=_watch, args=(owner, os.getppid()), name="owner-watch", daemon=True).start()
         batch: Any = getattr(self.model_runner, "input_batch", None)
         if self.model_runner.device.type == "cpu" and isinstance(getattr(batch, "generators", None), dict):
             batch.generators = SeededStreams(batch)
@@ -72,10 +74,14 @@ class _Stream:
             torch.randint(0, 2**31, (1,), generator=self.generator)
 
 
-def _watch(owner: int) -> None:
+def _watch(owner: int, parent: int) -> None:
     while True:
         try:
             os.kill(owner, 0)
         except OSError:
+            # A worker beside the engine's process: that one goes first, or it would try to speak to the owner.
+            if parent != owner and os.getppid() == parent:
+                with contextlib.suppress(OSError):
+                    os.kill(parent, signal.SIGKILL)
             os._exit(1)
         time.sleep(_LOOK_SECONDS)

@@ -125,6 +125,7 @@ def test_a_killed_engine_loses_nothing() -> None:
         engine.close()
 
 
+@pytest.mark.slow
 def test_vllms_own_processes_may_die_and_are_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """First vLLM's engine process is killed, then ours in front of it, whose children must not live on."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
