@@ -20,7 +20,7 @@ from ..folder import resolve_checkpoint
 from ..types import Request
 from .encode import EncoderHalf
 from .pins import check_pins
-from .processor import IDS, PIXELS, DocumentInfo, DocumentProcessor, DummyDocuments
+from .processor import IDS, PIXELS, DocumentInfo, DocumentProcessor, DummyDocuments, restored
 from .rows import Split, mark_prefixes, split_rows
 from .stack import DecoderStack, StackLayer
 from .weights import load
@@ -56,7 +56,7 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         """Encoder states [tokens, hidden] of each document of this step, many in one pass."""
         documents = [
-            Request(id="", input_ids=ids.cpu(), pixel_values=pixels if len(pixels) else None, decodes=())
+            Request(id="", input_ids=ids.cpu(), pixel_values=restored(pixels) if len(pixels) else None, decodes=())
             for ids, pixels in zip(kwargs[IDS], kwargs[PIXELS], strict=True)
         ]
         return self.encoder_half.encode(documents)

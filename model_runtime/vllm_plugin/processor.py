@@ -31,6 +31,19 @@ IDS, PIXELS = "doc_ids", "doc_pixels"
 _MEASURED_TOKENS = 8192
 
 
+def stored(pixels: Tensor) -> Tensor:
+    """Pixels [images, 3, S, S] as bytes: uint8 as they are, normalised ones as float32's bytes, [images, 3, S, 4 · S].
+
+    vLLM stacks the fields of items that are encoded together where their shapes agree, and would make floats of bytes.
+    """
+    return pixels if pixels.dtype == torch.uint8 else pixels.to(torch.float32).contiguous().view(torch.uint8)
+
+
+def restored(pixels: Tensor) -> Tensor:
+    """What `stored` was given."""
+    return pixels if pixels.shape[-1] == pixels.shape[-2] else pixels.contiguous().view(torch.float32)
+
+
 class DocumentItems(ProcessorBatchItems[Mapping[str, Any]]):
     """Documents of one prompt: {"input_ids": [tokens], "pixel_values": [images, 3, S, S] or nothing}."""
 
@@ -120,7 +133,7 @@ class DocumentProcessor(BaseMultiModalProcessor[DocumentInfo]):
             raise ValueError(error.message)
         vision = self.info.model.vision
         none = torch.empty(0, vision.channels, vision.image_size, vision.image_size, dtype=torch.uint8)
-        return torch.from_numpy(ids), none if pixels is None else torch.as_tensor(pixels)
+        return torch.from_numpy(ids), none if pixels is None else stored(torch.as_tensor(pixels))
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]

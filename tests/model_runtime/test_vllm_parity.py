@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="needs vLLM: make setup-vllm")
 
@@ -68,6 +69,17 @@ def test_the_documents_are_of_every_kind(name: str) -> None:
     assert sum(request.pixel_values is not None for request in asked.requests) >= len(asked.requests) // 3
     assert {len(request.decodes) for request in asked.requests} == {1, 2, 3, 4, 5}
     assert max(len(request.input_ids) for request in asked.requests) >= 4000
+
+
+def test_bytes_and_normalised_pixels_in_one_pass() -> None:
+    """Stacked by vLLM, bytes would become floats, which count as normalised."""
+    shape, folder = SHAPES["window-33"], cached_checkpoint(SHAPES["window-33"])
+    requests = [make_request(shape, random.Random(i), f"doc{i}", tokens=20, images=2) for i in range(12)]
+    kinds = {str(torch.as_tensor(request.pixel_values).dtype) for request in requests}
+    assert kinds == {"torch.uint8", "torch.float32"}
+    got = run(folder, shape, requests, MODES["sorted"])
+    assert got.counts["passes"] == 1
+    assert differing(expected_of(folder, requests), got) == []
 
 
 @pytest.mark.parametrize("name", ["window-7", "window-512"])
