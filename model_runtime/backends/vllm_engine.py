@@ -108,12 +108,15 @@ def _import_vllm(device: torch.device) -> None:
     from vllm.platforms import current_platform
 
     from ..vllm_plugin import register
+    from ..vllm_plugin.pins import check_pins, check_vllm
 
     if current_platform.device_type != device.type:
         raise ModelError(
             f"the vLLM that is installed runs on {current_platform.device_type or 'nothing here'}, not on {device.type}"
         )
     try:
+        check_vllm()
+        check_pins("registration", "engine")
         register()
     except (RuntimeError, ImportError) as error:
         raise ModelError(f"this vLLM does not suit the T5Gemma 2 plugin: {_last_line(error)}") from error
