@@ -31,7 +31,7 @@ setup-vllm:  ## create .venv-vllm, where `backend: vllm` runs on a CPU (vLLM nee
 	@$(MAKE) --no-print-directory setup VENV=$(VENV_VLLM) LOCK=requirements-vllm.lock TORCH_FIRST=1
 
 test-vllm: setup-vllm  ## run the tests that need vLLM; with CI=1 the slow ones too
-	$(VENV_VLLM)/bin/python -m pytest -m "vllm$(if $(CI),, and not slow)" $$(grep -rl 'mark\.vllm' tests --include='test_*.py')
+	$(VENV_VLLM)/bin/python -m tests vllm -m "vllm$(if $(CI),, and not slow)"
 
 chaos: $(STAMP)  ## kill a run at random while somebody reads its table, 20 rounds (half an hour; docs/testing.md)
 	$(BIN)/python -m tests.chaos --rounds 20

@@ -1,4 +1,7 @@
-"""`python -m tests [PYTEST'S OPTIONS]`: the suite as two pytest processes side by side, for many of its tests wait."""
+"""`python -m tests [vllm] [PYTEST'S OPTIONS]`: the suite as two pytest processes side by side, for many tests wait.
+
+With `vllm` first: the tests that need vLLM, and no others, in the environment that has it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ Lanes = dict[str, tuple[str, ...]]
 ROOT = Path(__file__).resolve().parents[1]
 _RAY_PIPELINES = (
     "bad_input", "evaluate_job", "examples", "feed", "finetune", "incremental", "no_secrets", "planning", "poison",
-    "run_again", "run_ends", "run_on_s3", "run_through_faults", "thousand_documents", "verify_run",
+    "run_again", "run_ends", "run_on_s3", "run_through_faults", "thousand_documents", "verify_run", "vllm_run",
 )  # fmt: skip
 # What stands in no other lane is the last one's. Nearly all tests that start Ray share one: a node has half a minute to
 # start, which two of them at a time might miss. Those that inject storage faults share one, which counts them.
@@ -36,6 +39,9 @@ LANES: Lanes = {
     ),
     "others": ("tests",),
 }
+# Those of vLLM's tests that start servers, Ray and processes; the others run engines.
+_VLLM_SERVING = ("pipelines/test_vllm_run.py", "model_runtime/test_vllm_serve.py", "workers/test_vllm_process.py")
+_VLLM_MARK = "mark.vllm"
 _CLOSING = re.compile(r"\b\d+ [a-z]+(, \d+ [a-z]+)* in [\d.]+s\b")
 _ORDER = ("failed", "errors", "passed", "skipped")
 _PATIENCE_SECONDS = 60
@@ -100,6 +106,14 @@ def places(lanes: Lanes) -> dict[str, list[str]]:
     return {**{name: list(lanes[name]) for name in firsts}, last: [*lanes[last], *(f"--ignore={p}" for p in taken)]}
 
 
+def vllm_lanes() -> Lanes:
+    """Lanes of the files that use the marker: in vLLM's environment others may not even be imported."""
+    found = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if _VLLM_MARK in path.read_text("utf-8"))
+    names = [path.relative_to(ROOT).as_posix() for path in found]
+    serving = tuple(name for name in names if name.endswith(_VLLM_SERVING))
+    return {"serving": serving, "engines": tuple(name for name in names if name not in serving)}
+
+
 def total(closings: Sequence[str]) -> str:
     """The counts of several closing lines together, what matters most first: "1 failed, 12 passed"."""
     counts: Counter[str] = Counter()
@@ -152,4 +166,6 @@ def main(options: Sequence[str], lanes: Lanes = LANES) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["vllm"]:
+        sys.exit(main(sys.argv[2:], vllm_lanes()))
     sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.__main__ import LANES, ROOT, main, outcome, places, total
+from tests.__main__ import LANES, ROOT, main, outcome, places, total, vllm_lanes
 from tests.conftest import FAULT_TESTS
 
 PASSES, FAILS = "def test_good(): pass\n", "def test_bad(): assert 1 == 2\n"
@@ -110,3 +110,13 @@ def test_counts_are_added_up() -> None:
 
 def test_the_first_failure_is_the_status() -> None:
     assert [outcome(s) for s in ([0, 0], [0, 5], [5, 5], [5, 1], [0, 2], [1, 3], [-9, 0])] == [0, 0, 5, 1, 2, 1, 9]
+
+
+def test_the_lanes_of_vllm_hold_each_file_of_the_marker_once() -> None:
+    lanes = vllm_lanes()
+    files = [file for lane in lanes.values() for file in lane]
+    assert len(files) == len(set(files)) > 8
+    assert all((ROOT / file).is_file() for file in files)
+    assert "tests/pipelines/test_vllm_run.py" in lanes["serving"]
+    assert "tests/model_runtime/test_vllm_parity.py" in lanes["engines"]
+    assert not set(files) & {"tests/test_lanes.py", "tests/model_runtime/test_parity.py"}
