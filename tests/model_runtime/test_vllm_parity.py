@@ -52,11 +52,12 @@ def made(name: str, mode: str) -> tuple[Case, Run]:
     """A shape's documents through an engine in one mode; every decode equal to transformers'."""
     asked = case(name)
     got = run(asked.folder, asked.shape, asked.requests, MODES[mode])
-    assert sorted(got.got) == sorted(asked.expected)
+    taken = [request for request in asked.requests if len(request.input_ids) <= MODES[mode].longest]
+    assert sorted(got.got) == sorted(decode.key for request in taken for decode in request.decodes)
     wrong = differing(asked.expected, got)
     assert not wrong, f"{len(wrong)} of {len(asked.expected)} differ: {wrong[:5]}"
-    for key, one in asked.expected.items():
-        assert got.got[key].logprob == pytest.approx(one.logprob, abs=2e-3), key
+    for key, one in got.got.items():
+        assert one.logprob == pytest.approx(asked.expected[key].logprob, abs=2e-3), key
     return asked, got
 
 
@@ -107,7 +108,7 @@ def test_a_document_in_many_chunks(mode: str) -> None:
 
 def test_preempted_decodes_end_as_others_do() -> None:
     _, got = made("window-33", "preemption")
-    assert got.preemptions > 0
+    assert got.preemptions >= 5
 
 
 def test_compiled() -> None:
