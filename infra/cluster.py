@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +52,7 @@ def cluster() -> Iterator[Cluster]:
             if address:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
-                # Ray starts workers at niceness 15, below its own processes and the driver; here the model is one.
-                os.environ.setdefault("RAY_worker_niceness", "0")
-                # Light stages take fractions of a CPU; with four logical ones all of them run on any machine.
-                ray.init(
-                    address="local",
-                    num_cpus=max(4, usable_cores()),
-                    include_dashboard=False,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                )
+                start_local(ray)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise ClusterError(f"{where} cannot be used: {str(error).splitlines()[0]}") from error
@@ -72,12 +64,40 @@ def cluster() -> Iterator[Cluster]:
 
 
 # What keeps Ray from phoning home and from chattering on a terminal.
+_STARTS, _TIMED_OUT = 3, "timed out during startup"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+
+
+def start_local(ray: Any) -> None:
+    """Start an embedded cluster; RuntimeError when it does not come up in three tries.
+
+    Ray gives a node half a minute to start, which a busy machine may need for other things.
+    """
+    # Ray starts workers at niceness 15, below its own processes and the driver; here the model is one.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    for left in reversed(range(_STARTS)):
+        try:
+            # Light stages take fractions of a CPU; with four logical ones all of them run on any machine.
+            ray.init(
+                address="local",
+                num_cpus=max(4, usable_cores()),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:
+            # A plain Exception, which only its text tells from others.
+            if _TIMED_OUT not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise RuntimeError(f"its node did not start in time, {_STARTS} times: this machine is busy") from error
 
 
 @contextmanager

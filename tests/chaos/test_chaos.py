@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_nothing_is_lost_twice_or_different_whatever_is_killed(tmp_path):
-    command = [sys.executable, "-m", "tests.chaos", "--rounds", "1", "--seed", "5", "--json"]
+    command = [sys.executable, "-m", "tests.chaos", "--rounds", "1", "--seed", "14", "--json"]
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(
         [*command, "--folder", str(tmp_path / "logs")],
@@ -40,8 +40,9 @@ def test_nothing_is_lost_twice_or_different_whatever_is_killed(tmp_path):
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-4000:]
     summary = json.loads(ended.stdout.splitlines()[-1])
     assert summary["rounds"] == 1 and not summary["wrong"]
-    # How much dies before a round is over depends on the machine; `make chaos` counts what 20 rounds came to.
-    assert summary["kills"] >= 1 and summary["drivers"] >= 1 and summary["looks_with_rows"] > 2
+    # How much dies before a round is over depends on the machine, but for this seed's two kills of a publisher, which
+    # no run gets past; `make chaos` counts what 20 rounds came to.
+    assert summary["kills"] >= 2 and summary["drivers"] >= 3 and summary["looks_with_rows"] > 2
     assert (summary["lost"], summary["duplicated"], summary["differing"], summary["failed"]) == (0, 0, 0, 0)
     assert summary["done_before"] == 0
 

@@ -33,7 +33,7 @@ class Child:
         self._scratch = scratch
         self.family: set[tuple[int, str]] = set()
 
-    def wait_for(self, there: Callable[[], object], seconds: float = 90) -> None:
+    def wait_for(self, there: Callable[[], object], seconds: float = 240) -> None:
         """Until something is there; the run must still be going on then."""
         deadline, looked = time.monotonic() + seconds, 0.0
         while not there():

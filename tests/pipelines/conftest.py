@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,13 +39,11 @@ def local_ray(s3: S3Server) -> Iterator[None]:
     """A local Ray whose workers know the S3 server; runs join it."""
     import ray
 
-    from infra.cluster import QUIET
+    from infra.cluster import QUIET, start_local
 
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    # As a run's own cluster: Ray's 15 would starve these workers beside whatever else computes on this machine.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    start_local(ray)
     yield
     ray.shutdown()
 
