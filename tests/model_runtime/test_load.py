@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 from model_runtime import EngineConfig, ModelError, load_backend
+from model_runtime.load import check_installed
 from tests.checkpoints import SHAPES, cached_checkpoint
 
 CODE = """
@@ -39,6 +40,13 @@ def test_threads_wait_as_the_user_says_or_as_suits_who_shares_the_cores(
         monkeypatch.setenv(name, value)
     found = subprocess.run([sys.executable, "-c", CODE, cores], capture_output=True, text=True, check=True)
     assert found.stdout.split() == expected.split()
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
+def test_planning_says_it_too_before_anything_is_loaded() -> None:
+    check_installed("native")
+    with pytest.raises(ModelError, match="setup-vllm"):
+        check_installed("vllm")
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
