@@ -20,7 +20,7 @@ from .sampling import Sampler, non_finite
 from .scheduler import Document, Scheduler
 from .stopping import StopChecker, TextCodec
 from .types import Decode, EngineConfig, EngineStats, Generation, Request
-from .validate import check_decode, check_request
+from .validate import check_decode, check_request, new_keys
 
 # Documents that `generate` queues ahead, so that a lazy input is not read to its end at once: some, and as many more,
 # up to a limit, as fill a pass of the encoder.
@@ -89,10 +89,7 @@ class NativeBackend:
 
     def submit(self, request: Request) -> None:
         """Queue one document; what is wrong with it comes back from `step`. ValueError for a key in flight."""
-        keys = [decode.key for decode in request.decodes]
-        taken = sorted(self._open.intersection(keys)) or sorted({key for key in keys if keys.count(key) > 1})
-        if taken:
-            raise ValueError(f"key {taken[0]} is already in flight")
+        keys = new_keys(request, self._open)
         if any(decode.sampling.stop for decode in request.decodes) and self._has_tokenizer:
             # Now, and not with a row already taken: a tokenizer that cannot be read raises ModelError here.
             self._tokenizer()

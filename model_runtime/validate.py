@@ -11,6 +11,15 @@ from .errors import ErrorCode, RequestError
 from .types import Decode, Request
 
 
+def new_keys(request: Request, open_keys: set[str]) -> list[str]:
+    """The keys of a request's decodes; ValueError for one that is in `open_keys` or stands twice."""
+    keys = [decode.key for decode in request.decodes]
+    taken = sorted(open_keys.intersection(keys)) or sorted({key for key in keys if keys.count(key) > 1})
+    if taken:
+        raise ValueError(f"key {taken[0]} is already in flight")
+    return keys
+
+
 def check_request(request: Request, config: ModelConfig) -> RequestError | None:
     """The first thing that makes the document impossible, and with it all its decodes, or None."""
     ids = np.asarray(request.input_ids)

@@ -16,7 +16,7 @@ from ..folder import resolve_checkpoint
 from ..memory import engine_error
 from ..stopping import StopChecker, TextCodec
 from ..types import Decode, EngineConfig, EngineStats, Generation, Request
-from ..validate import check_decode, check_request
+from ..validate import check_decode, check_request, new_keys
 from .vllm_engine import start_engine, stop_engine
 from .vllm_requests import Document, Flight, check_sampling, sampling_params
 
@@ -85,10 +85,7 @@ class VllmBackend:
 
     def submit(self, request: Request) -> None:
         """Queue one document; what is wrong with it comes back from `step`. ValueError for a key in flight."""
-        keys = [decode.key for decode in request.decodes]
-        taken = sorted(self._open.intersection(keys)) or sorted({key for key in keys if keys.count(key) > 1})
-        if taken:
-            raise ValueError(f"key {taken[0]} is already in flight")
+        keys = new_keys(request, self._open)
         if any(decode.sampling.stop for decode in request.decodes) and self._has_tokenizer:
             self._tokenizer  # noqa: B018 - one that cannot be read raises ModelError now
         self._open.update(keys)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from model_runtime import Decode, EngineConfig, ErrorCode, Generation, Request, Sampling, load_backend
+from model_runtime import Decode, EngineConfig, ErrorCode, Request, Sampling, load_backend
 from model_runtime.processing import Processor
 from tests.checkpoints import Shape, cached_checkpoint, make_checkpoint, shape_named
+from tests.model_runtime.generations import run, tokens_of
 from tests.model_runtime.oracle import corpus, make_request, oracle_for
 
 SHAPE = shape_named("one-kv-head")
@@ -40,20 +40,6 @@ def document(*sampling: Sampling, name: str = "doc", tokens: int = 25, images: i
     bare = make_request(SHAPE, random.Random(name), name, tokens=tokens, images=images, prefixes=[], sampling=[])
     decodes = (Decode(key=f"{name}/{i}", prefix_ids=(9, 80, 33), sampling=one) for i, one in enumerate(sampling))
     return dataclasses.replace(bare, decodes=tuple(decodes))
-
-
-def run(engine: Any, requests: Sequence[Request]) -> dict[str, Generation]:
-    """Every generation by its key, each key exactly once."""
-    made = list(engine.generate(requests))
-    assert sorted(g.key for g in made) == sorted(d.key for r in requests for d in r.decodes)
-    return {generation.key: generation for generation in made}
-
-
-def tokens_of(engine: Any, requests: Sequence[Request]) -> dict[str, tuple[int, ...]]:
-    """Every generation's tokens by its key; none may have failed."""
-    made = run(engine, requests)
-    assert all(generation.error is None for generation in made.values())
-    return {key: generation.token_ids for key, generation in made.items()}
 
 
 # --- the two backends ----------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ pytest.importorskip("vllm")
 from model_runtime import Decode, EngineConfig, ErrorCode, Generation, ModelError, Request, Sampling, load_backend
 from model_runtime.processing import Processor
 from tests.checkpoints import cached_checkpoint, make_checkpoint, shape_named
+from tests.model_runtime.generations import run, tokens_of
 from tests.model_runtime.oracle import corpus, make_request, oracle_for
 
 pytestmark = pytest.mark.vllm
@@ -58,19 +59,6 @@ def document(*sampling: Sampling, name: str = "doc", tokens: int = 25, images: i
     bare = make_request(SHAPE, random.Random(name), name, tokens=tokens, images=images, prefixes=[], sampling=[])
     decodes = [Decode(key=f"{key or name}/{i}", prefix_ids=(9, 80, 33), sampling=s) for i, s in enumerate(sampling)]
     return dataclasses.replace(bare, decodes=tuple(decodes))
-
-
-def run(engine: Any, requests: Sequence[Request]) -> dict[str, Generation]:
-    """Every generation by its key, each key exactly once."""
-    made = list(engine.generate(requests))
-    assert sorted(g.key for g in made) == sorted(d.key for r in requests for d in r.decodes)
-    return {generation.key: generation for generation in made}
-
-
-def tokens_of(engine: Any, requests: Sequence[Request]) -> dict[str, tuple[int, ...]]:
-    made = run(engine, requests)
-    assert all(generation.error is None for generation in made.values())
-    return {key: generation.token_ids for key, generation in made.items()}
 
 
 def check_greedy(made: dict[str, Generation], requests: Sequence[Request], **settings: Any) -> None:
