@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +44,9 @@ _VLLM_SERVING = ("pipelines/test_vllm_run.py", "model_runtime/test_vllm_serve.py
 _VLLM_MARK = "mark.vllm"
 _CLOSING = re.compile(r"\b\d+ [a-z]+(, \d+ [a-z]+)* in [\d.]+s\b")
 _ORDER = ("failed", "errors", "passed", "skipped")
+# What says which test failed, and why: pytest writes it long before the end of another lane's lines.
+_WORTH_REPEATING = re.compile(r"E  |FAILED |ERROR ")
+_MOST_REPEATED = 15
 _PATIENCE_SECONDS = 60
 _NOTHING = int(pytest.ExitCode.NO_TESTS_COLLECTED)
 
@@ -53,6 +56,7 @@ class Lane:
 
     def __init__(self, name: str, where: Sequence[str], options: Sequence[str], folder: Path) -> None:
         self.name, self.closing = name, ""
+        self.failures: deque[str] = deque(maxlen=_MOST_REPEATED)
         folder.mkdir()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pytest", *where, f"--basetemp={folder / 't'}", *options],
@@ -72,6 +76,8 @@ class Lane:
         for line in self._process.stdout:
             sys.stdout.write(f"{self.name:>9} | {line.rstrip()}\n")
             sys.stdout.flush()
+            if _WORTH_REPEATING.match(line):
+                self.failures.append(line.rstrip()[:300])
             if _CLOSING.search(line):
                 self.closing = line.strip().strip("= ")
 
@@ -158,6 +164,9 @@ def main(options: Sequence[str], lanes: Lanes = LANES) -> int:
         print(f"temporary files: {scratch}")
     else:
         shutil.rmtree(scratch, ignore_errors=True)
+    for lane in running:
+        for line in lane.failures:
+            print(f"{lane.name:>9} | {line}")
     for lane in running:
         print(f"{lane.name}: {lane.closing or 'ended without a closing line'}")
     counts = total([lane.closing for lane in running])

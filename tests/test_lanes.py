@@ -57,6 +57,8 @@ def test_what_fails_in_one_fails_all_and_hides_nothing(lanes, tmp_path, capfd, w
     out = capfd.readouterr().out
     assert "assert 1 == 2" in out and "temporary files: " in out
     assert out.splitlines()[-1].startswith("1 failed, 2 passed in ") and out.endswith("exit status 1\n")
+    after = out.partition("temporary files: ")[2]
+    assert "assert 1 == 2" in after and "FAILED " in after and "::test_bad" in after
 
 
 def test_a_lane_that_is_killed_fails_all(lanes, tmp_path, capfd) -> None:
