@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ PASSES, FAILS = "def test_good(): pass\n", "def test_bad(): assert 1 == 2\n"
 
 
 @pytest.fixture
-def lanes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, ...]]:
+def lanes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, tuple[str, ...]]:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    # What fails leaves its temporary files to be looked at: below this test's own.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("t")))
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "test_some.py").write_text(PASSES)
     (tmp_path / "test_others.py").write_text(PASSES)
