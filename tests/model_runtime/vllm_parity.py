@@ -38,11 +38,13 @@ SHAPES = {
 class Mode:
     """One way to run the engine: its arguments beside the usual, variables, and the requests' order.
 
-    `cached_tokens`: room for keys and values. `longest`: documents beyond it take no part.
+    `cached_tokens`: room for keys and values. `longest`: documents beyond it take no part. `put_back_every`: after so
+    many steps, again and again, all that runs is preempted.
     """
 
     cached_tokens: int = 100_000
     longest: int = 1 << 20
+    put_back_every: int = 0
     engine: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     shuffled: bool = True
@@ -55,7 +57,8 @@ MODES = {
     "small-chunks": Mode(engine={"max_num_batched_tokens": 96}),
     "one-row-chunks": Mode(engine={"max_num_batched_tokens": 33, "max_num_seqs": 32}),
     # Short documents fill a small cache to its last block, and then each decode's growth takes another's.
-    "preemption": Mode(longest=300, cached_tokens=1300, engine={"max_num_seqs": 48, "max_model_len": 1000}),
+    "preemption": Mode(longest=300, cached_tokens=576, engine={"max_num_seqs": 48, "max_model_len": 500}),
+    "all-preempted": Mode(put_back_every=10),
     "compiled": Mode(engine={"enforce_eager": False}),
     "own-process": Mode(environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
 }
@@ -190,6 +193,7 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
         prompt = {"prompt_token_ids": [2, *decode.prefix_ids], "multi_modal_data": {"doc": document}}
         engine.add_request(decode.key, prompt, params)
     got: dict[str, Got] = {}
+    steps = 0
     while engine.has_unfinished_requests():
         for one in engine.step():
             if one.finished:
@@ -201,6 +205,9 @@ def _run_here(folder: Path, shape: Shape, requests: list[Request], mode: Mode) -
                     logprob=output.cumulative_logprob,
                     cached=one.num_cached_tokens or 0,
                 )
+        steps += 1
+        if mode.put_back_every and steps % mode.put_back_every == 0:
+            engine.reset_prefix_cache(reset_running_requests=True)
     seconds = time.perf_counter() - started
     [counts] = engine.collective_rpc("t5gemma2_counts")
     grown, preemptions = _peak() - before, _preemptions(engine)
