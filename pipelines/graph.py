@@ -15,12 +15,11 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, WorkerCrashedError
 
 from infra.cluster import Cluster
-from infra.storage import StorageError
-from model_runtime import ModelError
 
 from .errors import RunError
 from .job import JobSpec
 from .read import Read, as_units
+from .relay import Relaying, meant
 from .resolve import Resolved, gpus_per_worker
 from .resume import DoneIndex
 from .shards import UnreadableFile
@@ -53,7 +52,7 @@ def prepared(
     docs: Dataset = ray.data.from_arrow(unit_blocks(groups, resolved.corpus.unreadable))
     read = Read(resolved.job.source, resolved.carry, resolved.job.where)
     with _bounded_retries() as (actors, tasks):
-        docs = docs.map_batches(read, batch_format="pyarrow", num_cpus=_LIGHT, **tasks)
+        docs = docs.map_batches(Relaying(read), batch_format="pyarrow", num_cpus=_LIGHT, **tasks)
         return docs.map_batches(
             PrepareStage,
             fn_constructor_kwargs={"settings": settings, "done": [done]},
@@ -95,7 +94,7 @@ def outcomes(
             num_gpus=gpus_per_worker(resolved.job, cluster) or None,
             **actors,
         )
-        return generated.map_batches(Finish(settings), batch_format="pyarrow", num_cpus=_LIGHT, **tasks)
+        return generated.map_batches(Relaying(Finish(settings)), batch_format="pyarrow", num_cpus=_LIGHT, **tasks)
 
 
 def outcome_blocks(
@@ -119,10 +118,10 @@ def worker_errors() -> Iterator[None]:
     """Unwrap Ray's exceptions: what a worker meant for a person is raised as it was."""
     try:
         yield
-    except (RunError, ModelError, StorageError):
-        raise
     except Exception as error:
-        cause = _cause(error)
+        cause = meant(error)
+        if cause is error:
+            raise
         if cause is not None:
             raise cause from error
         if isinstance(error, _DEATHS):
@@ -148,22 +147,6 @@ def _bounded_retries() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         yield {"max_restarts": _RESTARTS, "max_task_retries": _RETRIES}, {"max_retries": _RETRIES}
 
 
-def _cause(error: BaseException) -> Exception | None:
-    seen: list[BaseException] = []
-    pending: list[BaseException | None] = [error]
-    while pending:
-        candidate = pending.pop()
-        if candidate is None or any(candidate is other for other in seen):
-            continue
-        if isinstance(candidate, (RunError, ModelError, StorageError)):
-            # Ray's dual classes print a traceback; the original is inside.
-            inner = getattr(candidate, "cause", None)
-            return inner if isinstance(inner, Exception) else candidate
-        seen.append(candidate)
-        pending += [candidate.__cause__, candidate.__context__, getattr(candidate, "cause", None)]
-    return None
-
-
 def _model_workers(job: JobSpec, cluster: Cluster) -> ActorPoolStrategy:
     # On the CPU one worker uses all cores of its node: more of them on it would only share these.
     most = job.workers.max if gpus_per_worker(job, cluster) else min(job.workers.max, cluster.nodes)
@@ -187,5 +170,7 @@ def quiet_context() -> None:
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    # Ray's own wrapper loses what it wraps on the way to the driver: only a traceback as text would arrive.
+    context.raise_original_map_exception = True
     for name in ("ray.data", "ray.data._internal"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

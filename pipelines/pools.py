@@ -15,6 +15,7 @@ from ray.data import Dataset
 
 from .feed import Cursor, FeedSettings, Pool, Step, pool_table, pool_units, steps_of
 from .graph import quiet_context, worker_errors
+from .relay import Relaying
 
 # Pools of each lane that are made together. Small: the first are waited for, and all stand in the object store.
 _TOGETHER = 2
@@ -72,7 +73,9 @@ class PoolServer:
             return {}
         table = pool_table(self._settings, places)
         pools: Dataset = ray.data.from_arrow([table.slice(i, 1) for i in range(table.num_rows)])
-        pools = pools.map_batches(_Reader(self._settings), batch_size=1, batch_format="pyarrow", num_cpus=_READER_CPUS)
+        pools = pools.map_batches(
+            Relaying(_Reader(self._settings)), batch_size=1, batch_format="pyarrow", num_cpus=_READER_CPUS
+        )
         pools.context.execution_options.preserve_order = True
         pools.context.target_max_block_size = None  # a pool is one block
         with worker_errors():

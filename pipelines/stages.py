@@ -29,6 +29,7 @@ from workers.prepare import PENDING, Prepare
 from workers.tasks import LimitsSpec
 
 from .publish import write_work
+from .relay import relaying_actor
 from .resume import STATUS_NAMES
 from .schema import output_schema
 
@@ -103,6 +104,7 @@ def _folder(model: str, revision: str | None) -> Path:
     return resolve_checkpoint(stage_model(model, revision), revision)
 
 
+@relaying_actor
 class PrepareStage:
     """Source rows → prepared documents in packets of a bounded number of tokens."""
 
@@ -129,6 +131,7 @@ class PrepareStage:
             yield pack(self._prepare(piece).append_column("refers", refers(piece.column("images"))))
 
 
+@relaying_actor
 class GenerateStage:
     """Packets → generated documents; the model loads when the first packet with something to do arrives."""
 

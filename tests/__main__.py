@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _RAY_PIPELINES = (
     "bad_input", "evaluate_job", "examples", "feed", "finetune", "incremental", "no_secrets", "planning", "poison",
     "run_again", "run_ends", "run_on_s3", "run_through_faults", "thousand_documents", "verify_run", "vllm_run",
+    "worker_errors",
 )  # fmt: skip
 # What stands in no other lane is the last one's. Nearly all tests that start Ray share one: a node has half a minute to
 # start, which two of them at a time might miss. Those that inject storage faults share one, which counts them.
