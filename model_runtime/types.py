@@ -94,7 +94,7 @@ class EngineConfig:
     into one call. `max_decodes`: decodes advanced together. `cache_bytes`: budget for keys and values; None
     takes a share of the memory that is free after loading. `shares_cores`: others work on this CPU meanwhile, so that
     threads which wait for each other had better sleep. `halvings`: how often the limits are halved at first, as after
-    running out of memory; they grow back as passes succeed.
+    running out of memory; native's grow back as passes succeed, vLLM's are fixed while it runs.
     """
 
     model: str

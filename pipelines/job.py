@@ -121,9 +121,20 @@ class JobSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _backend_samples_so(self) -> JobSpec:
+    def _vllm_can_do_it(self) -> JobSpec:
+        if self.model.backend != "vllm":
+            return self
+        if not isinstance(self.workers.gpus, str) and 0 < self.workers.gpus < 1:
+            raise ValueError(
+                f"workers.gpus {self.workers.gpus:g}: each engine of the vllm backend takes nearly all memory of its "
+                "GPU; give each worker a whole one"
+            )
+        if self.model.device not in ("auto", "cpu", "cuda", "cuda:0"):
+            raise ValueError(
+                f"model.device {self.model.device}: vLLM takes the first GPU that its worker is given; say cuda"
+            )
         for task in self.tasks:
-            if self.model.backend == "vllm" and task.temperature > _VLLM_TEMPERATURE:
+            if task.temperature > _VLLM_TEMPERATURE:
                 raise ValueError(
                     f"task {task.name}: temperature {task.temperature:g}; the vllm backend samples at "
                     f"{_VLLM_TEMPERATURE:g} at most"

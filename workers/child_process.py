@@ -212,7 +212,9 @@ def _end_with(parent: int) -> None:
 
 def _death(status: int, broken: Broken | None, oom_killed: bool) -> Death:
     if broken is not None:
-        code = ErrorCode.OUT_OF_MEMORY if broken.out_of_memory else ErrorCode.ENGINE_CRASH
+        # vLLM may have its model in a process below this one, and tells of that one's death alone.
+        memory = broken.out_of_memory or (oom_killed and broken.line.startswith("EngineDeadError"))
+        code = ErrorCode.OUT_OF_MEMORY if memory else ErrorCode.ENGINE_CRASH
         return Death(code, f"failed with {broken.line}")
     if status >= 0:
         return Death(ErrorCode.ENGINE_CRASH, f"ended by itself with exit code {status}")

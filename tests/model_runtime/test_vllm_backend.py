@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import BaseModel, Field, ValidationError
 
 pytest.importorskip("vllm")
 
 from model_runtime import Decode, EngineConfig, ErrorCode, Generation, ModelError, Request, Sampling, load_backend
+from model_runtime.backends.vllm_engine import shown
 from model_runtime.processing import Processor
 from tests.checkpoints import cached_checkpoint, make_checkpoint, shape_named
 from tests.model_runtime.generations import run, tokens_of
@@ -346,6 +348,27 @@ def test_not_a_number_fails_alone_and_leaves_nothing_behind(which: str, request:
     check_greedy(run(backend, later), later)
 
 
+def test_a_request_that_cannot_be_read_leaves_nothing_behind(engine: Any) -> None:
+    good = document(Sampling(max_tokens=3), name="read", images=1)
+    with pytest.raises(AttributeError):
+        engine.submit(dataclasses.replace(good, pixel_values=[[1.0]]))
+    check_greedy({one.key: one for one in engine.generate([good])}, [good])
+
+
+def test_occupancy_counts_rows_as_they_advance(engine: Any) -> None:
+    def advanced() -> int:
+        return round(engine.stats.occupancy * engine.stats.steps * ROWS)
+
+    before, finished = advanced(), engine.stats.decoded_tokens
+    engine.submit(document(*[Sampling(max_tokens=9)] * 2, name="rows"))
+    for step in range(1, 5):
+        assert engine.step() == []
+        assert advanced() == before + 2 * step
+    assert engine.stats.decoded_tokens == finished, "counted when they end"
+    assert len(list(engine.generate([]))) == 2
+    assert advanced() - before == engine.stats.decoded_tokens - finished
+
+
 # --- what cannot be loaded -----------------------------------------------------------------------------------------
 
 
@@ -356,7 +379,7 @@ def test_not_a_number_fails_alone_and_leaves_nothing_behind(which: str, request:
         ({"dtype": "float16"}, "'float16' is not known"),
         ({"device": "cuda"}, "cannot be used here"),
         ({"model": str(cached_checkpoint(shape_named("one-kv-head")))}, "this model's are of 16"),
-        ({"cache_bytes": 5}, "cannot be loaded by vLLM"),
+        ({"cache_bytes": 5}, "too little memory is free for vLLM's cache: 0 MiB"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -366,6 +389,16 @@ def test_what_cannot_be_loaded_is_one_line(settings: dict[str, Any], said: str) 
     with pytest.raises(ModelError, match=said) as raised:
         load(**settings)
     assert "\n" not in str(raised.value)
+
+
+def test_of_pydantics_errors_the_part_that_says_what_is_wrong() -> None:
+    class Limits(BaseModel):
+        rows: int = Field(gt=0)
+
+    with pytest.raises(ValidationError) as raised:
+        Limits(rows=0)
+    assert shown(raised.value).startswith("rows Input should be greater than 0")
+    assert shown(ValueError("no room\nfor it")) == "no room" and shown(KeyError()) == "KeyError"
 
 
 def test_a_broken_checkpoint_is_one_line(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ MODES = {
     "small-chunks": Mode(engine={"max_num_batched_tokens": 96}),
     "one-row-chunks": Mode(engine={"max_num_batched_tokens": 33, "max_num_seqs": 32}),
     # Short documents fill a small cache to its last block, and then each decode's growth takes another's.
-    "preemption": Mode(longest=300, cached_tokens=576, engine={"max_num_seqs": 48, "max_model_len": 500}),
+    "preemption": Mode(longest=300, cached_tokens=1088, engine={"max_num_seqs": 48, "max_model_len": 1000}),
     "all-preempted": Mode(put_back_every=10),
     "compiled": Mode(engine={"enforce_eager": False}),
     "own-process": Mode(environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),

@@ -62,6 +62,7 @@ def expected(requests: list[Request]) -> dict[str, tuple[int, ...]]:
 
 
 TOY = EngineConfig(model="toy", max_batch_tokens=1)
+FIXED = EngineConfig(model="toy", backend="vllm", max_batch_tokens=1)
 
 
 def made_by_toy(requests: list[Request]) -> dict[str, tuple[int, ...]]:
@@ -284,6 +285,30 @@ def test_limits_are_whole_again_after_running_out_of_memory(tmp_path):
     assert tokens(client.run([request("after")]))
     client.close()
     assert max(loads(tmp_path / "log")) >= 2 and loads(tmp_path / "log")[-1] == 0
+
+
+def test_fixed_limits_are_whole_again_when_one_document_was_too_large(tmp_path):
+    client = EngineClient(FIXED, broken(broken_backends.run_out_of_memory, tmp_path / "log"))
+    results = client.run([poison(), *documents(3)])
+    assert errors(results) == {"poison-0": ErrorCode.OUT_OF_MEMORY}
+    assert loads(tmp_path / "log")[-1] >= 2
+    deaths, busy = client.deaths, client.busy_seconds
+    assert tokens(client.run(documents(2))) == made_by_toy(documents(2))
+    assert loads(tmp_path / "log")[-1] == 0, "a new process, for those of this one would stay"
+    assert client.deaths == deaths and client.busy_seconds >= busy
+    started = len(loads(tmp_path / "log"))
+    client.run([request("after")])
+    client.close()
+    assert len(loads(tmp_path / "log")) == started
+
+
+def test_fixed_limits_stay_halved_when_all_together_were_too_much(tmp_path):
+    client = EngineClient(FIXED, broken(broken_backends.run_out_of_memory, tmp_path / "log", most=12))
+    assert tokens(client.run(documents(24))) == made_by_toy(documents(24))
+    halvings = loads(tmp_path / "log")
+    assert tokens(client.run([request("after")]))
+    client.close()
+    assert halvings[-1] >= 1 and loads(tmp_path / "log") == halvings
 
 
 # --- hanging -----------------------------------------------------------------------------------------------------

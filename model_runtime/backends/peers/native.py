@@ -14,7 +14,7 @@ import numpy as np
 
 from ...errors import ModelError
 from ...load import load_backend
-from ...types import Decode, EngineConfig, Request, Sampling
+from ...types import Decode, EngineConfig, EngineStats, Request, Sampling
 from .types import Ask, PeerConfig, PeerMissing, Produced
 
 # Token ids are accepted beyond the vocabulary, where nothing can produce them.
@@ -85,8 +85,7 @@ class NativePeer:
                 tokens[int(document)][int(task)] = generation.token_ids
                 missing -= 1
             # The step that takes the last document in may advance it too: what counts as later begins behind it.
-            stats = self._backend.stats
-            if first is None and stats.steps > before.steps and stats.encodes == before.encodes + len(asks):
+            if first is None and self._taken_in(before, len(asks)):
                 first = time.perf_counter(), self._busy()
         ended, after = time.perf_counter(), self._backend.stats
         started, busy = first or (ended, self._busy())
@@ -112,6 +111,11 @@ class NativePeer:
         """Run the held document."""
         assert self._held is not None, "hold a document first"
         return self.run([Ask(ids=self._held, prefixes=tuple(prefixes))], max_tokens)
+
+    def _taken_in(self, before: EngineStats, documents: int) -> bool:
+        """Whether all documents since `before` have been encoded, and decoding has begun."""
+        stats = self._backend.stats
+        return stats.steps > before.steps and stats.encodes == before.encodes + documents
 
     def _busy(self) -> float:
         """Rows advanced since loading: the tokens made by decoding steps."""

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
+from ...types import EngineStats
 from .native import NativePeer
 from .types import Ask, PeerConfig, PeerMissing
 
@@ -22,6 +23,10 @@ class VllmPeer(NativePeer):
         if find_spec("vllm") is None:
             raise PeerMissing("vllm is not installed")
         return super().load(config)
+
+    def _taken_in(self, before: EngineStats, documents: int) -> bool:
+        # A document that it knows is not encoded again.
+        return self._backend.all_begun
 
     def encode(self, documents: Sequence[np.ndarray]) -> None:
         """Not measured: the encoder inside vLLM's model is native's."""
