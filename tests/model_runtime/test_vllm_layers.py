@@ -12,11 +12,12 @@ pytest.importorskip("vllm", reason="needs vLLM: make setup-vllm")
 
 from vllm import _custom_ops as ops
 from vllm.config import CUDAGraphMode
-from vllm.forward_context import ForwardContext
+from vllm.forward_context import ForwardContext, override_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
 from model_runtime.vllm_plugin.attention import Built
+from model_runtime.vllm_plugin.model import T5Gemma2ForConditionalGeneration
 from model_runtime.vllm_plugin.rows import mark_prefixes, split_rows
 from model_runtime.vllm_plugin.windows import _key_layout, _rows_beyond, _tokens
 
@@ -80,7 +81,7 @@ def test_a_step_is_split_by_the_marks() -> None:
     # A document's last two rows with BOS and a prefix; a chunk inside a document; a decode in flight.
     context = step(rows=[4, 3, 1], lengths=[12, 3, 9])
     marks = torch.tensor([-1, -1, 0, 0, -1, -1, -1, 0])
-    split = split_rows(context, marks < 0)
+    split = split_rows(context, marks)
     assert split is not None and split.context is not None
     assert split.document_rows.tolist() == [0, 1, 4, 5, 6]
     assert split.decoder_rows.tolist() == [2, 3, 7]
@@ -94,7 +95,7 @@ def test_a_step_is_split_by_the_marks() -> None:
 
 
 def test_a_chunk_inside_documents_runs_no_layer() -> None:
-    split = split_rows(step(rows=[3], lengths=[3]), torch.ones(3, dtype=torch.bool))
+    split = split_rows(step(rows=[3], lengths=[3]), torch.full((3,), -1))
     assert split is not None and split.context is None
 
 
@@ -108,13 +109,38 @@ def test_a_chunk_inside_documents_runs_no_layer() -> None:
     ids=["no document", "looks like decodes only", "captured"],
 )
 def test_what_is_not_split(context: ForwardContext, marks: list[int]) -> None:
-    assert split_rows(context, torch.tensor(marks) < 0) is None
+    assert split_rows(context, torch.tensor(marks)) is None
 
 
 def test_padding_with_old_marks_is_nobodys() -> None:
-    split = split_rows(step(rows=[3], lengths=[9]), torch.tensor([-1, 0, 0, -1, -1]) < 0)
+    split = split_rows(step(rows=[3], lengths=[9]), torch.tensor([-1, 0, 0, -1, -1]))
     assert split is not None
     assert split.document_rows.tolist() == [0] and split.decoder_rows.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("profiling", [True, False], ids=["profiling", "a step of decodes"])
+def test_what_the_compiled_stack_takes_lies_in_the_runners_buffers(profiling: bool) -> None:
+    """Captured pieces of it are replayed over the same memory, and nothing is copied there for them."""
+    context = step(rows=[1, 1], lengths=[9, 4])
+    if profiling:
+        context.attn_metadata = None
+    positions, embedded = torch.zeros(3, 64, dtype=torch.int64)[:, :2], torch.zeros(64, 8)[:2]
+    taken: list[torch.Tensor] = []
+
+    def decoder(*tensors: torch.Tensor) -> torch.Tensor:
+        taken.extend(tensors)
+        return tensors[0]
+
+    with override_forward_context(context):
+        T5Gemma2ForConditionalGeneration.forward(
+            SimpleNamespace(decoder=decoder),  # type: ignore[arg-type]
+            None,
+            positions,
+            inputs_embeds=embedded,
+        )
+    assert [tensor.data_ptr() for tensor in taken] == [
+        part.data_ptr() for part in (embedded, positions[0], positions[1])
+    ]
 
 
 def test_prefixes_follow_from_positions() -> None:
