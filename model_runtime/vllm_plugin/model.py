@@ -19,6 +19,7 @@ from ..decoder import lm_logits
 from ..folder import resolve_checkpoint
 from ..types import Request
 from .encode import EncoderHalf
+from .limits import refuse_replays
 from .pins import check_pins
 from .processor import IDS, PIXELS, DocumentInfo, DocumentProcessor, DummyDocuments, restored
 from .rows import Split, mark_prefixes, split_rows
@@ -35,6 +36,7 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         check_pins("model", "cpu" if current_platform.is_cpu() else "cuda")
+        refuse_replays(vllm_config)
         super().__init__()
         settings = vllm_config.model_config
         self._folder = resolve_checkpoint(settings.model, settings.revision)
