@@ -137,7 +137,10 @@ _MODEL = (
     Pin("vllm.model_executor.layers.attention:Attention.forward", takes=("query", "key", "value")),
     Pin("vllm.platforms:current_platform", has=("is_cpu", "device_type")),
     Pin(f"{_ATTENTION}.selector:get_attn_backend", takes=("head_size", "dtype", "kv_cache_dtype")),
-    Pin(f"{_ATTENTION}.backend:AttentionBackend", has=("get_builder_cls", "get_impl_cls")),
+    Pin(
+        f"{_ATTENTION}.backend:AttentionBackend",
+        has=("get_builder_cls", "get_impl_cls", "get_name", "forward_includes_kv_cache_update"),
+    ),
     Pin(
         f"{_ATTENTION}.backend:CommonAttentionMetadata",
         has=(
@@ -185,7 +188,12 @@ _CUDA = (
     Pin(f"{_BACKENDS}.triton_attn:TritonAttentionBackend", "cuda", has=("get_builder_cls", "get_impl_cls")),
     Pin(f"{_BACKENDS}.triton_attn:TritonAttentionBackend.forward_includes_kv_cache_update", "cuda", equals=(False,)),
     Pin(f"{_BACKENDS}.triton_attn:TritonAttentionImpl.do_kv_cache_update", "cuda", takes=_UPDATE),
-    Pin(f"{_BACKENDS}.triton_attn:TritonAttentionImpl.forward", "cuda", has=("rswa_prefix_lens", "rswa_window")),
+    Pin(
+        f"{_BACKENDS}.triton_attn:TritonAttentionImpl.forward",
+        "cuda",
+        takes=_FORWARD,
+        has=("rswa_prefix_lens", "rswa_window"),
+    ),
     Pin(
         f"{_BACKENDS}.triton_attn:TritonAttentionMetadata",
         "cuda",

@@ -41,9 +41,12 @@ def mark_prefixes(context: ForwardContext, positions_T: Tensor) -> None:
 def split_rows(context: ForwardContext, marks_T: Tensor) -> Split | None:
     """The split of a step that has a document's rows, by their marks; None where there is none, or nobody may look.
 
-    A captured graph must not look at data: there the layers themselves leave a document's rows alone.
+    None too while a graph is captured, whatever vLLM says of the step, and where it is to be replayed: what was seen
+    then would hold for ever. There the layers themselves leave a document's rows alone.
     """
     if context.cudagraph_runtime_mode == CUDAGraphMode.FULL or not isinstance(context.attn_metadata, dict):
+        return None
+    if marks_T.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
     built = Built.of(next(iter(context.attn_metadata.values())))
     if built is None or not _may_hold_documents(built.common):

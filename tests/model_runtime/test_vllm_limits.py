@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +23,9 @@ pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
+def folder() -> Path:
     register()
-    yield cached_checkpoint(shape_named("heads-of-64"))
+    return cached_checkpoint(shape_named("heads-of-64"))
 
 
 def configured(folder: Path, **settings: Any) -> Any:

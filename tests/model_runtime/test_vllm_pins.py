@@ -97,6 +97,15 @@ def test_the_model_does_not_load_on_what_moved(monkeypatch: pytest.MonkeyPatch) 
         T5Gemma2ForConditionalGeneration(vllm_config=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.vllm
+def test_the_renderer_is_not_made_on_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_runtime.vllm_plugin.renderer import T5Gemma2Renderer
+
+    monkeypatch.delattr("vllm.multimodal.media.MediaConnector.load_from_url_async")
+    with pytest.raises(VllmMismatch, match=r"MediaConnector\.load_from_url_async is gone"):
+        T5Gemma2Renderer(None, None)
+
+
 # --- versions --------------------------------------------------------------------------------------------------------
 
 
