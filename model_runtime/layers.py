@@ -37,6 +37,14 @@ class RMSNorm(nn.Module):
         return (x32 * (1.0 + self.weight.float())).type_as(x)
 
 
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, rows: int = 16_384) -> Tensor:
+    """`function`, which sees one row at a time, of so many rows of x [T, ...] together: bounds what it holds between.
+
+    A feed-forward's inner states are several times as wide as a layer's input, and the longest documents have 131,072.
+    """
+    return function(x) if len(x) <= rows else torch.cat([function(part) for part in x.split(rows)])
+
+
 class GatedMLP(nn.Module):
     """down(activation(gate(x)) × up(x))."""
 
@@ -93,7 +101,10 @@ class Block(nn.Module):
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output [..., hidden] from its input and its attention's result [..., heads, head_dim]."""
         x = x + self.post_self_attn_layernorm(self.self_attn.o_proj(attended.flatten(-2)))
-        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+        return x + by_rows(self._feed_forward, x)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
 class ScaledEmbedding(nn.Module):

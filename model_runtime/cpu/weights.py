@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig, TextConfig
-from ..layers import ACTIVATIONS, Block, RMSNorm
+from ..layers import ACTIVATIONS, Block, RMSNorm, by_rows
 from . import kernels
 from .build import library
 from .int8 import Int8Linear
@@ -75,10 +75,12 @@ class PackedBlock:
         """Add attention's result and the MLP's to `x` in place; returns norm(x) with the next layer's norm."""
         branch = self._out(self._out.prepare(attended_THD.flatten(-2)))
         normed = kernels.residual_norm(x_TE, branch, self._after, self._before_mlp, self.eps)
-        shared = self._gate.prepare(normed)
+        return kernels.residual_norm(x_TE, by_rows(self._feed_forward, normed), self._after_mlp, next_norm_E, self.eps)
+
+    def _feed_forward(self, normed_TE: Tensor) -> Tensor:
+        shared = self._gate.prepare(normed_TE)
         inner = self._up.times(shared, self._gate(shared, self._activation))
-        branch = self._down(self._down.prepare(inner))
-        return kernels.residual_norm(x_TE, branch, self._after_mlp, next_norm_E, self.eps)
+        return self._down(self._down.prepare(inner))
 
 
 def plus_one(norm: RMSNorm) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import TextConfig
-from ..layers import Block, RMSNorm
+from ..layers import Block, RMSNorm, by_rows
 from .int8 import int8_linear, quantize_weight
 from .pointwise import Pointwise
 
@@ -72,7 +72,8 @@ class FusedBlock:
     def finish(self, x_TE: Tensor, attended: Tensor, next_norm_E: Tensor, do: Pointwise) -> tuple[Tensor, Tensor]:
         """The layer's output from its input and its attention's result [T, H · D], and that through the next norm."""
         x_TE, normed = do.residual_norm(x_TE, self._out(attended), self._after, self._before_mlp)
-        return do.residual_norm(x_TE, self._down(do.gated(self._gate_up(normed))), self._after_mlp, next_norm_E)
+        branch = by_rows(lambda part: self._down(do.gated(self._gate_up(part))), normed)
+        return do.residual_norm(x_TE, branch, self._after_mlp, next_norm_E)
 
 
 def factor(norm: RMSNorm) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from torch import Tensor
 from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionBackend, CommonAttentionMetadata
 from vllm.v1.attention.selector import get_attn_backend
@@ -30,8 +31,14 @@ class Built:
 
 
 def full_backend(head_dim: int, dtype: Any) -> type[AttentionBackend]:
-    """The platform's own choice for a full layer."""
-    return _subclass(get_attn_backend(head_dim, dtype, "auto"), 0)
+    """The platform's own choice for a full layer; ValueError for one that cannot store a document's keys."""
+    backend = get_attn_backend(head_dim, dtype, "auto")
+    if backend.forward_includes_kv_cache_update:
+        raise ValueError(
+            f"T5Gemma 2 does not run on vLLM's {backend.get_name()} attention, which stores keys and attends in one: "
+            "choose another (--attention-backend TRITON_ATTN)"
+        )
+    return _subclass(backend, 0)
 
 
 def sliding_backend(head_dim: int, dtype: Any, window: int) -> type[AttentionBackend]:
@@ -63,4 +70,37 @@ def _subclass(backend: type[AttentionBackend], window: int) -> type[AttentionBac
 
     # vLLM tells backends apart by name: two of one name would share a builder.
     name = f"T5Gemma2Window{window}" if window else "T5Gemma2"
-    return type(f"{name}{backend.__name__}", (backend,), {"get_builder_cls": staticmethod(lambda: Builder)})
+    own = {"get_builder_cls": staticmethod(lambda: Builder)}
+    if window:
+        impl = _windowed(backend.get_impl_cls())
+        own["get_impl_cls"] = staticmethod(lambda: impl)
+    return type(f"{name}{backend.__name__}", (backend,), own)
+
+
+def _windowed(impl: Any) -> Any:
+    class Windowed(impl):  # type: ignore[misc]
+        """Ends a step whose documents nobody has told it of: the window would be left out without a word."""
+
+        def forward(
+            self,
+            layer: Any,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            kv_cache: Tensor,
+            attn_metadata: Any,
+            output: Tensor,
+            output_scale: Tensor | None = None,
+            output_block_scale: Tensor | None = None,
+        ) -> Tensor:
+            # There is none while memory is measured; where there is one, the model's forward has marked it.
+            if attn_metadata is not None and getattr(attn_metadata, "rswa_prefix_lens", None) is None:
+                raise RuntimeError(
+                    "a step of T5Gemma 2 came to a sliding layer without its documents' lengths: vLLM ran it past "
+                    "the model's own forward"
+                )
+            return super().forward(
+                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
+            )
+
+    return Windowed

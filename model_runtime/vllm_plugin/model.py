@@ -19,6 +19,7 @@ from ..decoder import lm_logits
 from ..folder import resolve_checkpoint
 from ..types import Request
 from .encode import EncoderHalf
+from .limits import refuse_replays
 from .pins import check_pins
 from .processor import IDS, PIXELS, DocumentInfo, DocumentProcessor, DummyDocuments, restored
 from .rows import Split, mark_prefixes, split_rows
@@ -35,6 +36,7 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         check_pins("model", "cpu" if current_platform.is_cpu() else "cuda")
+        refuse_replays(vllm_config)
         super().__init__()
         settings = vllm_config.model_config
         self._folder = resolve_checkpoint(settings.model, settings.revision)
@@ -94,18 +96,19 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
     ) -> Tensor:
         """[T] tokens, or [T, hidden] of what `embed_input_ids` made of them → hidden states [T, hidden]."""
         x_TE = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[arg-type]
-        positions_T, is_document_T = positions[0], positions[1] < 0
+        # Views of the runner's own buffer: a captured piece of the stack reads its inputs again where they once were.
+        positions_T, marks_T = positions[0], positions[1]
         context = get_forward_context()
         if context.attn_metadata is None:
-            return self.decoder(x_TE, positions_T, is_document_T)
-        split = split_rows(context, is_document_T)
+            return self.decoder(x_TE, positions_T, marks_T)
+        split = split_rows(context, marks_T)
         if split is None:
             mark_prefixes(context, positions_T)
-            return self.decoder(x_TE, positions_T, is_document_T)
-        return self._forward_split(context, split, x_TE, positions_T, is_document_T)
+            return self.decoder(x_TE, positions_T, marks_T)
+        return self._forward_split(context, split, x_TE, positions_T, marks_T)
 
     def _forward_split(
-        self, context: ForwardContext, split: Split, x_TE: Tensor, positions_T: Tensor, is_document_T: Tensor
+        self, context: ForwardContext, split: Split, x_TE: Tensor, positions_T: Tensor, marks_T: Tensor
     ) -> Tensor:
         states_NE = x_TE[split.document_rows]
         for layer in cast(Iterable[StackLayer], self.decoder.layers):
@@ -116,7 +119,7 @@ class T5Gemma2ForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsMR
         rows = split.decoder_rows
         with override_forward_context(split.context):
             mark_prefixes(split.context, positions_T[rows])
-            hidden_TE[rows] = self.decoder(x_TE[rows], positions_T[rows], is_document_T[rows])
+            hidden_TE[rows] = self.decoder(x_TE[rows], positions_T[rows], marks_T[rows])
         return hidden_TE
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:

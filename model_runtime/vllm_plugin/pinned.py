@@ -38,18 +38,36 @@ _CONFIGURATION = (
         f"{_CONFIG}:VllmConfig",
         has=(
             *("model_config", "cache_config", "scheduler_config", "parallel_config", "load_config"),
-            *("speculative_config", "additional_config"),
+            *("speculative_config", "additional_config", "kv_transfer_config", "compilation_config"),
         ),
     ),
-    Pin(f"{_CONFIG}:ModelConfig", has=("model", "revision", "dtype", "quantization", "max_model_len", "uses_mrope")),
-    Pin(f"{_CONFIG}:CacheConfig", has=("cache_dtype", "block_size", "user_specified_block_size")),
+    Pin(
+        f"{_CONFIG}:ModelConfig",
+        has=(
+            *("model", "revision", "dtype", "quantization", "max_model_len", "uses_mrope"),
+            *("hf_overrides", "model_weights"),
+        ),
+    ),
+    Pin(
+        f"{_CONFIG}:CacheConfig",
+        has=("cache_dtype", "block_size", "user_specified_block_size", "kv_offloading_size"),
+    ),
     Pin(
         f"{_CONFIG}:SchedulerConfig",
         has=("encoder_cache_size", "max_num_encoder_input_tokens", "max_num_batched_tokens"),
     ),
-    Pin(f"{_CONFIG}:ParallelConfig", has=("tensor_parallel_size", "pipeline_parallel_size")),
+    Pin(
+        f"{_CONFIG}:ParallelConfig",
+        has=(
+            *("tensor_parallel_size", "pipeline_parallel_size", "prefill_context_parallel_size"),
+            *("decode_context_parallel_size", "worker_cls", "worker_extension_cls"),
+        ),
+    ),
     Pin(f"{_CONFIG}:LoadConfig", has=("load_format",)),
+    Pin(f"{_CONFIG}:CompilationConfig", has=("cudagraph_mode",)),
     Pin(f"{_CONFIG}:CUDAGraphMode", has=("NONE", "FULL")),
+    Pin("vllm:envs", has=("VLLM_USE_BREAKABLE_CUDAGRAPH",)),
+    Pin("vllm.transformers_utils.runai_utils:is_runai_obj_uri", takes=("model_or_path",)),
     Pin("vllm.model_executor.models.config:VerifyAndUpdateConfig"),
     Pin(
         "vllm.model_executor.models.config:VerifyAndUpdateConfig.verify_and_update_model_config",
@@ -119,7 +137,10 @@ _MODEL = (
     Pin("vllm.model_executor.layers.attention:Attention.forward", takes=("query", "key", "value")),
     Pin("vllm.platforms:current_platform", has=("is_cpu", "device_type")),
     Pin(f"{_ATTENTION}.selector:get_attn_backend", takes=("head_size", "dtype", "kv_cache_dtype")),
-    Pin(f"{_ATTENTION}.backend:AttentionBackend", has=("get_builder_cls", "get_impl_cls")),
+    Pin(
+        f"{_ATTENTION}.backend:AttentionBackend",
+        has=("get_builder_cls", "get_impl_cls", "get_name", "forward_includes_kv_cache_update"),
+    ),
     Pin(
         f"{_ATTENTION}.backend:CommonAttentionMetadata",
         has=(
@@ -144,6 +165,14 @@ _CPU = (
     Pin(f"{_BACKENDS}.cpu_attn:CPUAttentionMetadata", "cpu", has=("query_start_loc", "seq_lens", "block_table")),
     Pin(f"{_BACKENDS}.cpu_attn:CPUAttentionMetadataBuilder.build", "cpu", takes=_BUILD),
     Pin(f"{_BACKENDS}.cpu_attn:CPUAttentionMetadataBuilder._set_isa_to_layers", "cpu", has=("isa",)),
+    Pin("vllm.v1.worker.cpu_worker:CPUWorker.initialize_from_config", "cpu", takes=("kv_cache_config",)),
+    # What a seeded request that ends a step within its prompt is done to: its generator is set back.
+    Pin(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync",
+        "cpu",
+        has=("input_batch", "generators", "get", "set_offset", "get_offset"),
+    ),
+    Pin("vllm.v1.worker.gpu_input_batch:InputBatch", "cpu", has=("generators", "req_output_token_ids")),
     Pin("vllm:_custom_ops", "cpu"),
     Pin(
         "vllm._custom_ops:cpu_attn_reshape_and_cache",
@@ -159,7 +188,12 @@ _CUDA = (
     Pin(f"{_BACKENDS}.triton_attn:TritonAttentionBackend", "cuda", has=("get_builder_cls", "get_impl_cls")),
     Pin(f"{_BACKENDS}.triton_attn:TritonAttentionBackend.forward_includes_kv_cache_update", "cuda", equals=(False,)),
     Pin(f"{_BACKENDS}.triton_attn:TritonAttentionImpl.do_kv_cache_update", "cuda", takes=_UPDATE),
-    Pin(f"{_BACKENDS}.triton_attn:TritonAttentionImpl.forward", "cuda", has=("rswa_prefix_lens", "rswa_window")),
+    Pin(
+        f"{_BACKENDS}.triton_attn:TritonAttentionImpl.forward",
+        "cuda",
+        takes=_FORWARD,
+        has=("rswa_prefix_lens", "rswa_window"),
+    ),
     Pin(
         f"{_BACKENDS}.triton_attn:TritonAttentionMetadata",
         "cuda",

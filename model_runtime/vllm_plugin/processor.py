@@ -20,6 +20,7 @@ from vllm.multimodal.processing import (
     PromptInsertion,
     PromptUpdate,
 )
+from vllm.platforms import current_platform
 
 from ..config import ModelConfig
 from ..types import Request
@@ -27,8 +28,8 @@ from ..validate import check_request
 from . import MODALITY
 
 IDS, PIXELS = "doc_ids", "doc_pixels"
-# A document as long as this is what memory is measured with at start; longer ones are encoded in slices of a layer.
-_MEASURED_TOKENS = 8192
+# What vLLM warms up with on a CPU, where no peak of memory is measured and the longest document would take minutes.
+_WARM_UP_TOKENS = 8192
 
 
 def stored(pixels: Tensor) -> Tensor:
@@ -72,7 +73,29 @@ class DocumentParser(MultiModalDataParser):
         for item in items:
             if not isinstance(item, Mapping) or "input_ids" not in item:
                 raise ValueError('a doc must be a dict with "input_ids" and, if it has images, "pixel_values"')
+            _check_ids(item["input_ids"])
+            _check_pixels(item.get("pixel_values"))
         return DocumentItems(items)
+
+
+def _check_ids(ids: Any) -> None:
+    # As integers they would be cut off, and another document read.
+    try:
+        array = np.asarray(ids)
+    except (ValueError, TypeError) as error:
+        raise ValueError("input_ids of a doc must be one row of token ids") from error
+    if array.size and array.dtype.kind not in "iu":
+        raise ValueError(f"input_ids of a doc must be whole numbers, not {array.dtype}")
+
+
+def _check_pixels(pixels: Any) -> None:
+    if pixels is None:
+        return
+    if not isinstance(pixels, np.ndarray | Tensor):
+        raise ValueError(f"pixel_values of a doc must be an array or a tensor, not {type(pixels).__name__}")
+    kind = str(pixels.dtype).removeprefix("torch.")
+    if kind != "uint8" and "float" not in kind:
+        raise ValueError(f"pixel_values of a doc must be uint8 or normalised floats, not {kind}")
 
 
 class DocumentInfo(BaseProcessingInfo):
@@ -97,7 +120,7 @@ class DocumentInfo(BaseProcessingInfo):
 
 
 class DummyDocuments(BaseDummyInputsBuilder[DocumentInfo]):
-    """The document that memory is measured with."""
+    """The document that memory is measured with: the longest that a step may encode."""
 
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         """The decoder's prompt beside it: BOS, which the processor adds."""
@@ -108,7 +131,8 @@ class DummyDocuments(BaseDummyInputsBuilder[DocumentInfo]):
         if not mm_counts.get(MODALITY):
             return {}
         longest = self.info.get_mm_max_tokens_per_item(seq_len, mm_counts)[MODALITY]
-        ids = np.full(min(longest, _MEASURED_TOKENS), self.info.model.bos_id, dtype=np.int64)
+        tokens = min(longest, _WARM_UP_TOKENS) if current_platform.is_cpu() else longest
+        ids = np.full(tokens, self.info.model.bos_id, dtype=np.int64)
         return {MODALITY: [{"input_ids": ids}]}
 
 

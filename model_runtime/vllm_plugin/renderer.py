@@ -16,6 +16,7 @@ from vllm.utils.async_utils import make_async
 
 from ..config import ModelConfig
 from .chat import Chat, ImageBytes
+from .pins import check_pins
 from .prompts import DECODER_PROMPT, IMAGE, Prompts
 from .tokenizer import processor_of
 
@@ -24,6 +25,7 @@ class T5Gemma2Renderer(BaseRenderer):
     """All text of a prompt and its images are the document; `decoder_prompt` is what the decoder starts with."""
 
     def __init__(self, config: Any, tokenizer: Any) -> None:
+        check_pins("renderer")
         super().__init__(config, tokenizer)
         settings = config.model_config
         model: ModelConfig = settings.hf_config.model

@@ -38,22 +38,25 @@ def mark_prefixes(context: ForwardContext, positions_T: Tensor) -> None:
         metadata.rswa_prefix_lens = prefixes_R.to(torch.int32)
 
 
-def split_rows(context: ForwardContext, is_document_T: Tensor) -> Split | None:
-    """The split of a step that has a document's rows; None where there is none, or where nobody may look.
+def split_rows(context: ForwardContext, marks_T: Tensor) -> Split | None:
+    """The split of a step that has a document's rows, by their marks; None where there is none, or nobody may look.
 
-    A captured graph must not look at data: there the layers themselves leave a document's rows alone.
+    None too while a graph is captured, whatever vLLM says of the step, and where it is to be replayed: what was seen
+    then would hold for ever. There the layers themselves leave a document's rows alone.
     """
     if context.cudagraph_runtime_mode == CUDAGraphMode.FULL or not isinstance(context.attn_metadata, dict):
+        return None
+    if marks_T.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
     built = Built.of(next(iter(context.attn_metadata.values())))
     if built is None or not _may_hold_documents(built.common):
         return None
     starts = built.common.query_start_loc_cpu.long()
     # Behind the last request's rows may be padding, with the positions of some earlier step.
-    is_document = is_document_T[: int(starts[-1])].cpu()
+    is_document = (marks_T[: int(starts[-1])] < 0).cpu()
     if not bool(is_document.any()):
         return None
-    device = is_document_T.device
+    device = marks_T.device
     decoder_rows = torch.nonzero(~is_document).squeeze(-1)
     # Decoder rows before each request's first row: differences are its own.
     counts_R = torch.cat([torch.zeros(1, dtype=torch.long), (~is_document).long().cumsum(0)])[starts].diff()

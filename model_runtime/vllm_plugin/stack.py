@@ -80,7 +80,7 @@ def _quarantined(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite, k, torch.nan), torch.where(finite, v, 0)
 
 
-@support_torch_compile(dynamic_arg_dims={"x_TE": 0, "positions_T": 0, "is_document_T": 0})
+@support_torch_compile(dynamic_arg_dims={"x_TE": 0, "positions_T": 0, "marks_T": 0})
 class DecoderStack(nn.Module):
     """All layers and the final norm."""
 
@@ -92,12 +92,15 @@ class DecoderStack(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, x_TE: Tensor, positions_T: Tensor, is_document_T: Tensor) -> Tensor:
-        """Embedded tokens, or encoder states where `is_document_T`, [T, hidden] → hidden states [T, hidden]."""
+    def forward(self, x_TE: Tensor, positions_T: Tensor, marks_T: Tensor) -> Tensor:
+        """Embedded tokens, or encoder states where `marks_T` is negative, [T, hidden] → hidden states [T, hidden].
+
+        Captured in pieces, it is replayed over the memory of its first inputs: all three are views of lasting buffers.
+        """
         config = self.config
         full = rotary_tables(config.rope_full, config.head_dim, positions_T, x_TE.dtype)
         sliding = rotary_tables(config.rope_sliding, config.head_dim, positions_T, x_TE.dtype)
-        keep = is_document_T.unsqueeze(-1)
+        keep = (marks_T < 0).unsqueeze(-1)
         for layer in self.layers:
             x_TE = layer(x_TE, sliding if layer.sliding else full, keep)
         return self.norm(x_TE)

@@ -9,9 +9,8 @@ import threading
 import time
 from typing import Any
 
-import torch
-
 EXTENSION = f"{__name__}.T5Gemma2Worker"
+CPU_WORKER = f"{__package__}.cpu_worker.T5Gemma2CpuWorker"
 _LOOK_SECONDS = 0.5
 
 
@@ -25,53 +24,9 @@ class T5Gemma2Worker:
         return self.model_runner.get_model().counted()
 
     def t5gemma2_begin(self, owner: int) -> None:
-        """End this process once the process `owner` is gone: vLLM's engine process would wait for it for ever.
-
-        And let seeded requests be computed in chunks on a CPU, see SeededStreams.
-        """
+        """End this process once the process `owner` is gone: vLLM's engine process would wait for it for ever."""
         if owner != os.getpid():
             threading.Thread(target=_watch, args=(owner, os.getppid()), name="owner-watch", daemon=True).start()
-        batch: Any = getattr(self.model_runner, "input_batch", None)
-        if self.model_runner.device.type == "cpu" and isinstance(getattr(batch, "generators", None), dict):
-            batch.generators = SeededStreams(batch)
-
-
-class SeededStreams(dict[int, Any]):
-    """vLLM's generators of seeded requests by row, such that a CPU's can be set back.
-
-    After a chunk that does not end a prompt vLLM takes back the number that was drawn for nothing, by the generator's
-    offset, which a CPU's has not: the engine would end. Here the stream is begun anew and drawn to where it was.
-    """
-
-    def __init__(self, batch: Any) -> None:
-        super().__init__(batch.generators)
-        self._batch = batch
-
-    def get(self, row: int, default: Any = None) -> Any:
-        """The generator of a row, as one that can be set back."""
-        found = super().get(row)
-        return default if found is None else _Stream(found, len(self._batch.req_output_token_ids[row] or ()))
-
-    def __setitem__(self, row: int, generator: Any) -> None:
-        super().__setitem__(row, generator.generator if isinstance(generator, _Stream) else generator)
-
-
-class _Stream:
-    """A CPU generator from which `tokens` numbers are used, and one has been drawn too many."""
-
-    def __init__(self, generator: torch.Generator, tokens: int) -> None:
-        self.generator = generator
-        self._tokens = tokens
-
-    def get_offset(self) -> int:
-        """Of no meaning here."""
-        return 0
-
-    def set_offset(self, _: int) -> None:
-        """To behind the last number that is used; the CPU's sampler draws one for each token."""
-        self.generator.manual_seed(self.generator.initial_seed())
-        for _token in range(self._tokens):
-            torch.randint(0, 2**31, (1,), generator=self.generator)
 
 
 def _watch(owner: int, parent: int) -> None:

@@ -12,11 +12,12 @@ pytest.importorskip("vllm", reason="needs vLLM: make setup-vllm")
 
 from vllm import _custom_ops as ops
 from vllm.config import CUDAGraphMode
-from vllm.forward_context import ForwardContext
+from vllm.forward_context import ForwardContext, override_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
-from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, _get_attn_isa
 
-from model_runtime.vllm_plugin.attention import Built
+from model_runtime.vllm_plugin.attention import Built, sliding_backend
+from model_runtime.vllm_plugin.model import T5Gemma2ForConditionalGeneration
 from model_runtime.vllm_plugin.rows import mark_prefixes, split_rows
 from model_runtime.vllm_plugin.windows import _key_layout, _rows_beyond, _tokens
 
@@ -80,7 +81,7 @@ def test_a_step_is_split_by_the_marks() -> None:
     # A document's last two rows with BOS and a prefix; a chunk inside a document; a decode in flight.
     context = step(rows=[4, 3, 1], lengths=[12, 3, 9])
     marks = torch.tensor([-1, -1, 0, 0, -1, -1, -1, 0])
-    split = split_rows(context, marks < 0)
+    split = split_rows(context, marks)
     assert split is not None and split.context is not None
     assert split.document_rows.tolist() == [0, 1, 4, 5, 6]
     assert split.decoder_rows.tolist() == [2, 3, 7]
@@ -94,7 +95,7 @@ def test_a_step_is_split_by_the_marks() -> None:
 
 
 def test_a_chunk_inside_documents_runs_no_layer() -> None:
-    split = split_rows(step(rows=[3], lengths=[3]), torch.ones(3, dtype=torch.bool))
+    split = split_rows(step(rows=[3], lengths=[3]), torch.full((3,), -1))
     assert split is not None and split.context is None
 
 
@@ -108,13 +109,44 @@ def test_a_chunk_inside_documents_runs_no_layer() -> None:
     ids=["no document", "looks like decodes only", "captured"],
 )
 def test_what_is_not_split(context: ForwardContext, marks: list[int]) -> None:
-    assert split_rows(context, torch.tensor(marks) < 0) is None
+    assert split_rows(context, torch.tensor(marks)) is None
+
+
+def test_nobody_looks_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    unreadable: Any = SimpleNamespace(is_cuda=True)
+    assert split_rows(step(rows=[4], lengths=[12]), unreadable) is None
 
 
 def test_padding_with_old_marks_is_nobodys() -> None:
-    split = split_rows(step(rows=[3], lengths=[9]), torch.tensor([-1, 0, 0, -1, -1]) < 0)
+    split = split_rows(step(rows=[3], lengths=[9]), torch.tensor([-1, 0, 0, -1, -1]))
     assert split is not None
     assert split.document_rows.tolist() == [0] and split.decoder_rows.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("profiling", [True, False], ids=["profiling", "a step of decodes"])
+def test_what_the_compiled_stack_takes_lies_in_the_runners_buffers(profiling: bool) -> None:
+    """Captured pieces of it are replayed over the same memory, and nothing is copied there for them."""
+    context = step(rows=[1, 1], lengths=[9, 4])
+    if profiling:
+        context.attn_metadata = None
+    positions, embedded = torch.zeros(3, 64, dtype=torch.int64)[:, :2], torch.zeros(64, 8)[:2]
+    taken: list[torch.Tensor] = []
+
+    def decoder(*tensors: torch.Tensor) -> torch.Tensor:
+        taken.extend(tensors)
+        return tensors[0]
+
+    with override_forward_context(context):
+        T5Gemma2ForConditionalGeneration.forward(
+            SimpleNamespace(decoder=decoder),  # type: ignore[arg-type]
+            None,
+            positions,
+            inputs_embeds=embedded,
+        )
+    assert [tensor.data_ptr() for tensor in taken] == [
+        part.data_ptr() for part in (embedded, positions[0], positions[1])
+    ]
 
 
 def test_prefixes_follow_from_positions() -> None:
@@ -138,3 +170,33 @@ def test_rows_beyond_the_window_see_the_document_and_the_window() -> None:
     assert part.blocks.tolist() == [10, 11, 12]
     seen = [torch.nonzero(row == 0).flatten().tolist() for row in part.mask]
     assert seen == [[0, 1, 2, 3, 4, 6, 7, 8], [0, 1, 2, 3, 4, 7, 8, 9], [0, 1, 2, 3, 4, 8, 9, 10]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_window_is_not_left_out_without_a_word(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.platforms.current_platform.is_cpu", lambda: device == "cpu")
+    backend = sliding_backend(32, torch.float32, 7)
+    impl: Any = backend.get_impl_cls()
+    assert impl is backend.get_impl_cls()
+    theirs = impl.__mro__[1]
+    monkeypatch.setattr(theirs, "forward", lambda self, *_: "attended")
+    given = [None] * 5
+    for metadata in (None, SimpleNamespace(rswa_window=7, rswa_prefix_lens=torch.tensor([3]))):
+        assert impl.forward(impl.__new__(impl), *given, metadata, output=None) == "attended"
+    for metadata in (SimpleNamespace(rswa_window=7), SimpleNamespace(rswa_window=7, rswa_prefix_lens=None)):
+        with pytest.raises(RuntimeError, match="without its documents' lengths"):
+            impl.forward(impl.__new__(impl), *given, metadata, output=None)
+
+
+def test_a_backend_that_stores_keys_while_it_attends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_runtime.vllm_plugin import attention
+
+    class Both(CPUAttentionBackend):
+        """What FlashAttention once was."""
+
+        forward_includes_kv_cache_update = True
+
+    monkeypatch.setattr(attention, "get_attn_backend", lambda *_: Both)
+    with pytest.raises(ValueError, match=r"does not run on vLLM's CPU_ATTN attention.*--attention-backend") as raised:
+        attention.full_backend(32, torch.float32)
+    assert "\n" not in str(raised.value)

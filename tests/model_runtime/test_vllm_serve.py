@@ -33,6 +33,8 @@ pytestmark = pytest.mark.vllm
 SHAPE = dataclasses.replace(shape_named("heads-of-64"), eos=(EOS, 106), eos_scale=1.1)
 BYTES = slice(5, 261)
 LONGEST = 400
+# A longer document takes several steps.
+CHUNK = 128
 TOKENS = 24
 TEXT = "The quick brown fox <eos> jumps over <start_of_image> the lazy dog.\n\nDer schnelle braune Fuchs."
 TASKS = ("Summarize:", "Translate the text to French:")
@@ -119,6 +121,7 @@ class Expected:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ["--max-model-len", str(LONGEST), "--max-num-seqs", "8", "--enforce-eager"]
+    options += ["--max-num-batched-tokens", str(CHUNK)]
     with serving(checkpoint(), tmp_path_factory.mktemp("serve"), *options) as made:
         yield made
 
@@ -205,6 +208,16 @@ def test_a_stop_string_ends_an_output(server: Server) -> None:
     assert (made["text"], made["finish_reason"]) == (whole.text[: whole.text.index(stop)], "stop")
 
 
+def test_a_seeded_request_over_several_steps(server: Server) -> None:
+    text = "the lazy dog runs over the quick brown fox again " * 15
+    assert len(Expected(text).input_ids) > 2 * CHUNK
+    asked = {"suffix": TASKS[0], "temperature": 1, "seed": 7}
+    first, again = (complete(server, text, **asked)["choices"][0] for _ in range(2))
+    # The second time its keys are there, and hardly a step of it ends within the prompt.
+    assert first["token_ids"] == again["token_ids"]
+    check(complete(server, "the fox"), Expected("the fox"))
+
+
 BAD = {
     "too long": ("completions", {"prompt": "the lazy dog " * 2000}, "the document is too long"),
     "ids too long": ("completions", {"prompt": [9] * 500}, "the document is too long"),
@@ -262,6 +275,8 @@ def llm() -> Iterator[Any]:
         dtype="float32",
         enforce_eager=True,
         max_model_len=LONGEST,
+        max_num_seqs=32,
+        max_num_batched_tokens=CHUNK,
         kv_cache_memory_bytes=1 << 26,
     )
     yield made
@@ -324,6 +339,19 @@ def test_two_tasks_in_a_conversation_encode_its_document_once(llm: Any) -> None:
     for one, task in zip(made, TASKS, strict=True):
         check_output(one, Expected("one document of text and an image", PICTURES[:1], task))
     assert model.counted()["encodes"] - before == 1
+
+
+def test_a_seed_fixes_what_is_drawn_over_several_steps(llm: Any) -> None:
+    from vllm import SamplingParams
+
+    text = "a brown dog runs over the quick lazy fox again " * 15
+    prompts = [{"prompt": text, "decoder_prompt": task} for task in TASKS]
+    assert len(Expected(text).input_ids) > 2 * CHUNK
+    drawn = [SamplingParams(temperature=1, seed=seed, max_tokens=TOKENS) for seed in (7, 8)]
+    together = llm.generate(prompts, drawn, use_tqdm=False)
+    alone = [llm.generate(*asked, use_tqdm=False)[0] for asked in zip(prompts, drawn, strict=True)]
+    for one, other in zip(together, alone, strict=True):
+        assert one.outputs[0].token_ids == other.outputs[0].token_ids
 
 
 def test_what_is_not_text_or_an_image_is_refused(llm: Any) -> None:
