@@ -63,8 +63,8 @@ def cluster() -> Iterator[Cluster]:
         ray.shutdown()
 
 
-# What keeps Ray from phoning home and from chattering on a terminal.
 _STARTS, _TIMED_OUT = 3, "timed out during startup"
+# What keeps Ray from phoning home and from chattering on a terminal.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",

@@ -223,6 +223,8 @@ class EngineClient:
     def _pump(self) -> None:
         """Send what may go now: everything, or while suspects are left the next group of them, alone."""
         if self._child is None and (self._waiting or self._suspects):
+            if not self._suspects:
+                self._forget_halvings()
             self._start()
         if not self._loaded:
             return
@@ -232,13 +234,17 @@ class EngineClient:
         if self._on_trial:
             self._send(self._suspects.next())
         elif self._waiting:
-            if self._as_before():
+            if self._forget_halvings() and self._config.backend in _FIXED_LIMITS:
+                assert self._child is not None
+                self._child.close()
+                self._no_child()
+                self._start()
                 return
             ready, self._waiting = self._waiting, []
             self._send(ready)
 
-    def _as_before(self) -> bool:
-        """Forget the halvings after a trial: whether a process with full limits has been started for that.
+    def _forget_halvings(self) -> bool:
+        """Full limits from here on, after a trial: whether they were others before.
 
         Those of a backend whose limits are fixed stay where it was not one input, but all of them together, that were
         too large: it would only run out of memory again.
@@ -247,13 +253,7 @@ class EngineClient:
             return False
         halved, self._halvings = self._halvings, 0
         self._one_was_too_large = False
-        if not halved or self._config.backend not in _FIXED_LIMITS:
-            return False
-        assert self._child is not None
-        self._child.close()
-        self._no_child()
-        self._start()
-        return True
+        return halved > 0
 
     def _no_child(self) -> None:
         self._child, self._loaded = None, False

@@ -302,6 +302,16 @@ def test_fixed_limits_are_whole_again_when_one_document_was_too_large(tmp_path):
     assert len(loads(tmp_path / "log")) == started
 
 
+def test_the_next_process_starts_whole_where_the_last_input_was_the_one_too_large(tmp_path):
+    client = EngineClient(FIXED, broken(broken_backends.run_out_of_memory, tmp_path / "log"))
+    client.run([*documents(3), poison()])
+    ended = loads(tmp_path / "log")
+    assert client.pid is None, "nothing was left to do after it"
+    assert tokens(client.run(documents(2))) == made_by_toy(documents(2))
+    client.close()
+    assert loads(tmp_path / "log") == [*ended, 0]
+
+
 def test_fixed_limits_stay_halved_when_all_together_were_too_much(tmp_path):
     client = EngineClient(FIXED, broken(broken_backends.run_out_of_memory, tmp_path / "log", most=12))
     assert tokens(client.run(documents(24))) == made_by_toy(documents(24))
